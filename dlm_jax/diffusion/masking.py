@@ -1,0 +1,103 @@
+"""How training masks are drawn: the absorbing (masked) process, in one of two ways.
+
+| name        | masks of a row                        | head runs on    | schedules |
+|-------------|---------------------------------------|-----------------|-----------|
+| exact_count | exactly n of L, n uniform, paired     | (L + 1) / 2L    | linear    |
+| independent | each with probability 1 - alpha(t)    | all rows        | all       |
+
+Both return a `Corruption`; nothing downstream knows which one drew it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dlm_jax import rng
+
+
+class Corruption(NamedTuple):
+    """Noised tokens and what is to be scored.
+
+    Rows are scored in P groups of B / P consecutive rows each, so that gathering stays inside a device.
+    """
+
+    xt: jax.Array  # int32[B, L], tokens with masks
+    time: jax.Array  # float32[B], the time at which the schedule masks this share
+    scored: jax.Array  # int32[P, R], positions within a group's B / P * L tokens
+    weights: jax.Array  # float32[P, R], such that sum(weights * cross-entropy) estimates the rows' NELBO, in nats
+    is_masked: jax.Array  # bool[P, R], False where a scored position is visible (its weight is 0)
+
+
+def exact_count(key, x0, mask_id, schedule):
+    """Masks exactly n tokens of one row and L + 1 - n of its partner, both sets uniformly random.
+
+    n is uniform in 1..L and stratified over the pairs of the batch. A batch holds exactly B (L + 1) / 2 masked tokens,
+    so shapes are static without padding, and the weight L / n makes the sum an unbiased estimate of the NELBO.
+
+    Args:
+      key: PRNG key.
+      x0: int32[B, L], clean tokens, B even; rows 2p and 2p + 1 are a pair.
+      mask_id: int.
+      schedule: Schedule, used for the time of a mask count only.
+    Returns:
+      Corruption with P = B / 2 and R = L + 1.
+    """
+    batch, length = x0.shape
+    pairs = batch // 2
+    offset_key, order_key = rng.stream(key, "count"), rng.stream(key, "order")
+    offset = jax.random.randint(offset_key, (), 0, length * pairs)
+    count = 1 + (offset + jnp.arange(pairs) * length) % (length * pairs) // pairs  # int32[P], each uniform in 1..L
+    order = jnp.argsort(jax.random.bits(order_key, (batch, length)), axis=-1).reshape(pairs, 2, length)
+    slot = jnp.arange(length + 1)[None]
+    first = jnp.take_along_axis(order[:, 0], jnp.minimum(slot, length - 1), axis=1)
+    second = jnp.take_along_axis(order[:, 1], jnp.clip(slot - count[:, None], 0, length - 1), axis=1)
+    is_first = slot < count[:, None]
+    scored = jnp.where(is_first, first, length + second)
+    counts = jnp.stack([count, length + 1 - count], axis=1)  # int32[P, 2]
+    weights = length / jnp.where(is_first, counts[:, :1], counts[:, 1:])
+    masked = jnp.zeros((pairs, 2 * length), bool).at[jnp.arange(pairs)[:, None], scored].set(True)
+    return Corruption(
+        xt=jnp.where(masked.reshape(batch, length), mask_id, x0),
+        time=schedule.time_at(counts.reshape(batch) / length),
+        scored=scored,
+        weights=weights,
+        is_masked=jnp.ones_like(scored, bool),
+    )
+
+
+def independent(key, x0, mask_id, schedule, time_epsilon=1e-3):
+    """Masks every token with probability 1 - alpha(t), t stratified over the batch in [time_epsilon, 1].
+
+    Args:
+      key: PRNG key.
+      x0: int32[B, L], clean tokens.
+      mask_id: int.
+      schedule: Schedule.
+      time_epsilon: float, smallest time; the part below it is covered by `constant_below`.
+    Returns:
+      Corruption with P = B and R = L.
+    """
+    batch, length = x0.shape
+    offset = jax.random.uniform(rng.stream(key, "time"))
+    unit = (offset + jnp.arange(batch) / batch) % 1.0
+    time = time_epsilon + (1 - time_epsilon) * unit
+    draws = jax.random.uniform(rng.stream(key, "mask"), (batch, length))
+    is_masked = draws < (1 - schedule.alpha(time))[:, None]
+    weight = (1 - time_epsilon) * schedule.weight(time)[:, None]
+    return Corruption(
+        xt=jnp.where(is_masked, mask_id, x0),
+        time=time,
+        scored=jnp.broadcast_to(jnp.arange(length), (batch, length)),
+        weights=jnp.where(is_masked, weight, 0.0),
+        is_masked=is_masked,
+    )
+
+
+def constant_below(schedule, time_epsilon, vocab_size):
+    """Returns the bound's part for t < time_epsilon, in nats per token.
+
+    A share 1 - alpha(time_epsilon) of the tokens is masked there and decoded uniformly, which costs log V each; with
+    it the NELBO of independent masking stays an upper bound. Source: MD4, the reconstruction term.
+    """
+    return float((1 - schedule.alpha(time_epsilon)) * jnp.log(vocab_size))

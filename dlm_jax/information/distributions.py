@@ -1,0 +1,328 @@
+"""Distributions over token sequences whose every conditional is known exactly: test beds, corpora, and denoisers.
+
+Each has `length`, `vocab_size`, `mask_id` (= vocab_size), and
+
+  sample(key, n)        -> int32[n, L]
+  log_prob(x)           -> float[B], nats
+  log_marginal(tokens)  -> float[B], log p(the revealed tokens); masked positions are summed over
+  denoise(tokens)       -> float[B, L, V], log p(x_i | revealed tokens)
+
+`denoise` gives a revealed position probability 1 on its own token, and an impossible context the uniform
+distribution, never NaN. numpy tokens are answered in float64; jax tokens, traced ones too, in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _namespace(tokens):
+    return jnp if isinstance(tokens, jax.Array) else np
+
+
+def _log(p):
+    with np.errstate(divide="ignore"):
+        return np.log(np.asarray(p, np.float64))
+
+
+def _gumbel_choice(key, log_p, shape):
+    return jax.random.categorical(key, jnp.asarray(log_p, jnp.float32), shape=shape, mode="high").astype(jnp.int32)
+
+
+def _one_hot_log(tokens, vocab_size, xp):
+    """0 at the token, -inf elsewhere."""
+    return xp.where(tokens[..., None] == xp.arange(vocab_size), 0.0, -xp.inf)
+
+
+def _normalise(log_p, xp):
+    """log-softmax over the last axis; rows without mass become uniform."""
+    top = log_p.max(axis=-1, keepdims=True)
+    possible = top > -xp.inf
+    safe = xp.where(possible, log_p, 0.0)
+    top = xp.where(possible, top, 0.0)
+    return safe - top - xp.log(xp.exp(safe - top).sum(axis=-1, keepdims=True))
+
+
+class _Distribution:
+    length: int
+    vocab_size: int
+
+    @property
+    def mask_id(self):
+        return self.vocab_size
+
+    def log_prob(self, x):
+        """Returns float[B], log p(x) in nats, of complete sequences int[B, L]."""
+        return self.log_marginal(x)
+
+    def denoise(self, tokens):
+        """Returns float[B, L, V], log p(x_i | revealed), for int[B, L] tokens with `mask_id` where hidden."""
+        xp = _namespace(tokens)
+        answer = _normalise(self._posterior(tokens, xp), xp)
+        is_masked = (tokens == self.mask_id)[..., None]
+        return xp.where(is_masked, answer, _one_hot_log(tokens, self.vocab_size, xp))
+
+
+class Independent(_Distribution):
+    """Independent positions.
+
+    Args:
+      probs: float[L, V], each row sums to 1.
+    """
+
+    def __init__(self, probs):
+        probs = np.asarray(probs, np.float64)
+        if probs.ndim != 2 or probs.min() < 0 or not np.allclose(probs.sum(axis=1), 1):
+            raise ValueError(f"probs: shape {list(probs.shape)} must be [L, V] with rows that sum to 1")
+        self.length, self.vocab_size = probs.shape
+        self.log_probs = _log(probs)
+
+    def sample(self, key, n):
+        return _gumbel_choice(key, self.log_probs[None], (n, self.length))
+
+    def log_marginal(self, tokens):
+        xp = _namespace(tokens)
+        table = xp.concatenate([xp.asarray(self.log_probs), xp.zeros((self.length, 1))], axis=1)
+        return table[xp.arange(self.length), tokens].sum(axis=1)
+
+    def _posterior(self, tokens, xp):
+        return xp.broadcast_to(xp.asarray(self.log_probs), (*tokens.shape, self.vocab_size))
+
+
+class Repeated(_Distribution):
+    """One uniform token, repeated everywhere."""
+
+    def __init__(self, vocab_size, length):
+        self.vocab_size, self.length = vocab_size, length
+
+    def sample(self, key, n):
+        return jnp.broadcast_to(jax.random.randint(key, (n, 1), 0, self.vocab_size), (n, self.length))
+
+    def log_marginal(self, tokens):
+        xp = _namespace(tokens)
+        kinds = self._seen(tokens, xp).sum(axis=1)
+        return xp.where(kinds == 0, 0.0, xp.where(kinds == 1, -np.log(self.vocab_size), -xp.inf))
+
+    def _seen(self, tokens, xp):
+        return (tokens[..., None] == xp.arange(self.vocab_size)).any(axis=1)
+
+    def _posterior(self, tokens, xp):
+        seen = self._seen(tokens, xp)
+        allowed = xp.where(seen.any(axis=1, keepdims=True), seen, True)
+        allowed = xp.where(seen.sum(axis=1, keepdims=True) > 1, False, allowed)
+        return xp.broadcast_to(xp.where(allowed, 0.0, -xp.inf)[:, None], (*tokens.shape, self.vocab_size))
+
+
+class Parity(_Distribution):
+    """Uniform over the bit strings with an even number of ones."""
+
+    def __init__(self, length):
+        self.vocab_size, self.length = 2, length
+
+    def sample(self, key, n):
+        bits = jax.random.randint(key, (n, self.length - 1), 0, 2)
+        return jnp.concatenate([bits, bits.sum(axis=1, keepdims=True) % 2], axis=1)
+
+    def log_marginal(self, tokens):
+        xp = _namespace(tokens)
+        revealed = (tokens < 2).sum(axis=1)
+        is_odd = (tokens == 1).sum(axis=1) % 2 == 1
+        complete = xp.where(is_odd, -xp.inf, -(self.length - 1) * np.log(2))
+        return xp.where(revealed == self.length, complete, -revealed * np.log(2))
+
+    def _posterior(self, tokens, xp):
+        is_last = (tokens == self.mask_id).sum(axis=1) == 1
+        parity = (tokens == 1).sum(axis=1) % 2
+        forced = _one_hot_log(parity, 2, xp)
+        return xp.broadcast_to(xp.where(is_last[:, None], forced, 0.0)[:, None], (*tokens.shape, 2))
+
+
+class MarkovChain(_Distribution):
+    """A Markov chain.
+
+    Args:
+      initial: float[V], law of the first token.
+      transition: float[V, V], row u is the law of the token after u.
+      length: int.
+    """
+
+    def __init__(self, initial, transition, length):
+        initial, transition = np.asarray(initial, np.float64), np.asarray(transition, np.float64)
+        size = len(initial)
+        if transition.shape != (size, size) or not np.allclose(transition.sum(axis=1), 1) or transition.min() < 0:
+            raise ValueError(f"transition: shape {list(transition.shape)} must be [V, V] with rows that sum to 1")
+        if not np.isclose(initial.sum(), 1) or initial.min() < 0:
+            raise ValueError(f"initial={initial.tolist()}: must be probabilities that sum to 1")
+        self.vocab_size, self.length = size, length
+        self.initial, self.transition = initial, transition
+        powers = [np.eye(size)]
+        for _ in range(length):
+            powers.append(powers[-1] @ transition)
+        self._log_power = _log(powers)  # [L + 1, V, V]
+        self._log_law = _log([initial @ power for power in powers[:length]])  # [L, V]
+
+    def sample(self, key, n):
+        keys = jax.random.split(key, self.length)
+        log_transition = jnp.asarray(self._log_power[1], jnp.float32)
+
+        def step(state, step_key):
+            state = jax.random.categorical(step_key, log_transition[state], mode="high").astype(jnp.int32)
+            return state, state
+
+        first = _gumbel_choice(keys[0], self._log_law[0], (n,))
+        _, rest = jax.lax.scan(step, first, keys[1:])
+        return jnp.concatenate([first[None], rest]).T
+
+    def _nearest(self, tokens, xp):
+        """Index of the nearest revealed position strictly left (-1: none) and strictly right (L: none), int[B, L]."""
+        places = xp.arange(self.length)
+        is_revealed = tokens < self.vocab_size
+        up_to = _running_max(xp.where(is_revealed, places, -1), xp)
+        left = xp.concatenate([xp.full_like(up_to[:, :1], -1), up_to[:, :-1]], axis=1)
+        mirrored = _running_max(xp.where(is_revealed, self.length - 1 - places, -1)[:, ::-1], xp)[:, ::-1]
+        down_to = self.length - 1 - mirrored
+        right = xp.concatenate([down_to[:, 1:], xp.full_like(down_to[:, :1], self.length)], axis=1)
+        return left, right
+
+    def _from_left(self, tokens, left, xp):
+        """log p(x_i = . | nearest revealed token on the left), float[B, L, V]."""
+        places = xp.arange(self.length)
+        token = xp.take_along_axis(tokens, xp.maximum(left, 0), axis=1)
+        power = xp.asarray(self._log_power)[xp.where(left >= 0, places - left, 0), xp.where(left >= 0, token, 0)]
+        return xp.where((left >= 0)[..., None], power, xp.asarray(self._log_law))
+
+    def log_marginal(self, tokens):
+        xp = _namespace(tokens)
+        left, _ = self._nearest(tokens, xp)
+        is_revealed = tokens < self.vocab_size
+        law = self._from_left(tokens, left, xp)
+        picked = xp.take_along_axis(law, xp.where(is_revealed, tokens, 0)[..., None], axis=2)[..., 0]
+        return xp.where(is_revealed, picked, 0.0).sum(axis=1)
+
+    def _posterior(self, tokens, xp):
+        left, right = self._nearest(tokens, xp)
+        has_right = right < self.length
+        token = xp.take_along_axis(tokens, xp.minimum(right, self.length - 1), axis=1)
+        distance = xp.where(has_right, right - xp.arange(self.length), 0)
+        onward = xp.swapaxes(xp.asarray(self._log_power), 1, 2)[distance, xp.where(has_right, token, 0)]
+        return self._from_left(tokens, left, xp) + xp.where(has_right[..., None], onward, 0.0)
+
+
+def _running_max(x, xp):
+    return jax.lax.cummax(x, axis=1) if xp is jnp else np.maximum.accumulate(x, axis=1)
+
+
+def stationary_markov_chain(transition, length):
+    """Returns the MarkovChain that starts in its stationary law (the eigenvector of eigenvalue 1)."""
+    transition = np.asarray(transition, np.float64)
+    values, vectors = np.linalg.eig(transition.T)
+    stationary = np.real(vectors[:, np.argmin(np.abs(values - 1))])
+    return MarkovChain(stationary / stationary.sum(), transition, length)
+
+
+class Mixture(_Distribution):
+    """A latent choice among distributions of equal length and vocabulary.
+
+    Args:
+      weights: float[M], probabilities.
+      components: M distributions.
+    """
+
+    def __init__(self, weights, components):
+        weights = np.asarray(weights, np.float64)
+        shapes = {(c.length, c.vocab_size) for c in components}
+        if len(weights) != len(components) or not np.isclose(weights.sum(), 1) or weights.min() < 0:
+            raise ValueError(f"weights={weights.tolist()}: must be {len(components)} probabilities that sum to 1")
+        if len(shapes) != 1:
+            raise ValueError(f"components: must share one length and vocabulary, not {sorted(shapes)}")
+        self.length, self.vocab_size = shapes.pop()
+        self.weights, self.components = weights, list(components)
+
+    def sample(self, key, n):
+        choice_key, *keys = jax.random.split(key, len(self.components) + 1)
+        choice = _gumbel_choice(choice_key, _log(self.weights), (n,))
+        drawn = jnp.stack([c.sample(k, n) for c, k in zip(self.components, keys, strict=True)])
+        return drawn[choice, jnp.arange(n)]
+
+    def _joint(self, tokens, xp):
+        """log p(component, revealed tokens), float[M, B]."""
+        return xp.stack([w + c.log_marginal(tokens) for w, c in zip(_log(self.weights), self.components, strict=True)])
+
+    def log_marginal(self, tokens):
+        xp = _namespace(tokens)
+        return _log_sum(self._joint(tokens, xp), xp)
+
+    def _posterior(self, tokens, xp):
+        answers = xp.stack([c.denoise(tokens) for c in self.components])
+        return _log_sum(self._joint(tokens, xp)[:, :, None, None] + answers, xp)
+
+
+def _log_sum(x, xp):
+    """log-sum-exp over the first axis; -inf stays -inf."""
+    top = x.max(axis=0)
+    safe = xp.where(top > -xp.inf, top, 0.0)
+    total = xp.exp(x - safe).sum(axis=0)
+    return xp.where(top > -xp.inf, safe + xp.log(xp.where(total > 0, total, 1.0)), -xp.inf)
+
+
+class ReedSolomon(_Distribution):
+    """Uniform over the values at 0..L-1 of all polynomials of degree below `dimension` over a prime field.
+
+    Any `dimension` tokens are independent and uniform, and determine all others: an MDS code.
+
+    Args:
+      field_size: int, a prime of at least `length`.
+      length: int, L.
+      dimension: int, d in 1..L.
+    """
+
+    def __init__(self, field_size, length, dimension):
+        is_prime = field_size > 1 and all(field_size % k for k in range(2, int(field_size**0.5) + 1))
+        if not is_prime or field_size < length:
+            raise ValueError(f"field_size={field_size}: must be a prime of at least length={length}")
+        if not 1 <= dimension <= length:
+            raise ValueError(f"dimension={dimension}: must be between 1 and length={length}")
+        self.vocab_size, self.length, self.dimension = field_size, length, dimension
+        self._inverse = np.asarray([pow(x, -1, field_size) if x else 0 for x in range(field_size)], np.int32)
+
+    def sample(self, key, n):
+        coefficients = jax.random.randint(key, (n, self.dimension), 0, self.vocab_size)
+        value = jnp.zeros((n, self.length), jnp.int32)
+        for j in reversed(range(self.dimension)):
+            value = (value * jnp.arange(self.length) + coefficients[:, j : j + 1]) % self.vocab_size
+        return value
+
+    def _interpolate(self, tokens, xp):
+        """The codeword through the first `dimension` revealed tokens, int[B, L]; meaningless if there are fewer."""
+        q = self.vocab_size
+        is_hidden = tokens == self.mask_id
+        chosen = xp.argsort(is_hidden, axis=1, stable=True)[:, : self.dimension]  # [B, d], revealed ones first
+        values = xp.take_along_axis(tokens, chosen, axis=1) % q
+        inverse = xp.asarray(self._inverse)
+        basis = xp.ones((*tokens.shape, self.dimension), tokens.dtype)  # [B, L, d], Lagrange polynomials
+        places = xp.arange(self.length)[None, :, None]
+        own = xp.arange(self.dimension)
+        for m in range(self.dimension):
+            node = chosen[:, None, m : m + 1]
+            factor = (places - node) * inverse[(chosen[:, None, :] - node) % q] % q
+            basis = xp.where(own == m, basis, basis * factor % q)
+        return (basis * values[:, None, :] % q).sum(axis=2) % q
+
+    def _state(self, tokens, xp):
+        """(number revealed, whether they lie on one polynomial, the codeword), [B], [B], [B, L]."""
+        revealed = (tokens < self.vocab_size).sum(axis=1)
+        codeword = self._interpolate(tokens, xp)
+        agrees = ((tokens == codeword) | (tokens == self.mask_id)).all(axis=1)
+        return revealed, agrees | (revealed <= self.dimension), codeword
+
+    def log_marginal(self, tokens):
+        xp = _namespace(tokens)
+        revealed, is_possible, _ = self._state(tokens, xp)
+        free = xp.minimum(revealed, self.dimension)
+        return xp.where(is_possible, -free * np.log(self.vocab_size), -xp.inf)
+
+    def _posterior(self, tokens, xp):
+        revealed, is_possible, codeword = self._state(tokens, xp)
+        is_determined = (revealed >= self.dimension) & is_possible
+        forced = _one_hot_log(codeword, self.vocab_size, xp)
+        return xp.where(is_determined[:, None, None], forced, 0.0)

@@ -1,0 +1,197 @@
+"""The network in one file: pre-norm transformer with RMSNorm, RoPE, SwiGLU, and adaLN when time is given.
+
+Modules hold parameters only (no random state, no shared references); `denoiser.py` stacks the blocks and runs them
+with `lax.scan`. Master weights are float32, the computation runs in the dtype of the activations, norms in float32.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dlm_jax import axes
+from dlm_jax.kernels.attention import attention
+
+
+def parameter(rngs, shape, logical_axes, *, fan_in=None, scale=1.0, value=None):
+    """Returns a float32 nnx.Param: constant `value`, or normal with standard deviation scale / sqrt(fan_in)."""
+    if value is not None:
+        array = jnp.full(shape, value, jnp.float32)
+    else:
+        array = jax.random.normal(rngs.params(), shape, jnp.float32) * (scale / math.sqrt(fan_in))
+    return nnx.Param(array, logical_axes=logical_axes)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, in float32, cast back."""
+
+    def __init__(self, size, logical_axis, rngs):
+        self.scale = parameter(rngs, (size,), (logical_axis,), value=1.0)
+
+    def __call__(self, x):
+        wide = x.astype(jnp.float32)
+        wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + 1e-6)
+        return (wide * self.scale[...]).astype(x.dtype)
+
+
+def rotary(x, positions, theta):
+    """Rotates pairs (i, i + K/2) of the head dimension by position * theta^(-2i/K).
+
+    Args:
+      x: [B, H, L, K].
+      positions: int32[B or 1, L].
+      theta: float, the base.
+    Returns:
+      [B, H, L, K] in the dtype of x.
+    Source: Su et al. 2021 (RoFormer), in the rotate-half convention of NeoX and LLaMA.
+    """
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = x[..., :half], x[..., half:]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with grouped key-value heads and optional query-key norm."""
+
+    def __init__(self, config, rngs):
+        d, h, g, k = config.embed_dim, config.num_heads, config.kv_heads, config.head_dim
+        self.config = config
+        self.query = parameter(rngs, (d, h, k), (axes.EMBED, axes.HEADS, axes.HEAD_DIM), fan_in=d)
+        self.key = parameter(rngs, (d, g, k), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), fan_in=d)
+        self.value = parameter(rngs, (d, g, k), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), fan_in=d)
+        # Residual branches start small, so that depth does not set the scale of the stream.
+        self.out = parameter(
+            rngs, (h, k, d), (axes.HEADS, axes.HEAD_DIM, axes.EMBED), fan_in=d, scale=(2 * config.num_layers) ** -0.5
+        )
+        if config.qk_norm:
+            self.query_norm = RMSNorm(k, axes.HEAD_DIM, rngs)
+            self.key_norm = RMSNorm(k, axes.HEAD_DIM, rngs)
+
+    def __call__(self, x, x_rows, positions, row_positions, mask):
+        dtype = x.dtype
+        q = jnp.einsum("brd,dhk->bhrk", x_rows, self.query[...].astype(dtype))
+        k = jnp.einsum("bld,dgk->bglk", x, self.key[...].astype(dtype))
+        v = jnp.einsum("bld,dgk->bglk", x, self.value[...].astype(dtype))
+        if self.config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q = rotary(q, row_positions, self.config.rope_theta)
+        k = rotary(k, positions, self.config.rope_theta)
+        return jnp.einsum("bhrk,hkd->brd", attention(q, k, v, mask=mask), self.out[...].astype(dtype))
+
+
+class SwiGLU(nnx.Module):
+    """(silu(x gate) * (x up)) down."""
+
+    def __init__(self, config, rngs):
+        d, f = config.embed_dim, config.hidden_dim
+        self.gate = parameter(rngs, (d, f), (axes.EMBED, axes.MLP), fan_in=d)
+        self.up = parameter(rngs, (d, f), (axes.EMBED, axes.MLP), fan_in=d)
+        self.down = parameter(
+            rngs, (f, d), (axes.MLP, axes.EMBED), fan_in=f, scale=(2 * config.num_layers) ** -0.5
+        )
+
+    def __call__(self, x):
+        dtype = x.dtype
+        gate = jnp.einsum("bld,df->blf", x, self.gate[...].astype(dtype))
+        up = jnp.einsum("bld,df->blf", x, self.up[...].astype(dtype))
+        return jnp.einsum("blf,fd->bld", jax.nn.silu(gate) * up, self.down[...].astype(dtype))
+
+
+class Modulation(nnx.Module):
+    """adaLN: shift, scale and gate from the time embedding; zero at the start, so the block begins as identity."""
+
+    def __init__(self, config, rngs, num_chunks):
+        self.num_chunks = num_chunks
+        shape = (config.time_dim, num_chunks * config.embed_dim)
+        self.kernel = parameter(rngs, shape, (None, axes.EMBED), value=0.0)
+        self.bias = parameter(rngs, shape[1:], (axes.EMBED,), value=0.0)
+
+    def __call__(self, conditioning, dtype):
+        chunks = (conditioning @ self.kernel[...] + self.bias[...]).astype(dtype)[:, None, :]
+        return jnp.split(chunks, self.num_chunks, axis=-1)
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each in a pre-norm residual branch; with `rows` only those positions leave the block."""
+
+    def __init__(self, config, rngs):
+        self.config = config
+        self.attention_norm = RMSNorm(config.embed_dim, axes.EMBED, rngs)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = RMSNorm(config.embed_dim, axes.EMBED, rngs)
+        self.mlp = SwiGLU(config, rngs)
+        if config.time_conditioning:
+            self.modulation = Modulation(config, rngs, 6)
+
+    def __call__(self, x, *, rows, positions, mask, conditioning, key):
+        shift_a = scale_a = shift_m = scale_m = 0.0
+        gate_a = gate_m = 1.0
+        if conditioning is not None:
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(conditioning, x.dtype)
+        keys = (None, None) if key is None else jax.random.split(key)
+        normed = self.attention_norm(x) * (1 + scale_a) + shift_a
+        normed_rows, row_positions = normed, positions
+        if rows is not None:
+            # The last layer needs keys and values everywhere, but queries and the MLP only for the rows asked for.
+            x, normed_rows = (jnp.take_along_axis(y, rows[..., None], axis=1) for y in (x, normed))
+            everywhere = jnp.broadcast_to(positions, (rows.shape[0], positions.shape[1]))
+            row_positions = jnp.take_along_axis(everywhere, rows, axis=1)
+            if mask is not None:
+                mask = jnp.broadcast_to(mask, (rows.shape[0], *mask.shape[1:]))
+                mask = jnp.take_along_axis(mask, rows[:, None, :, None], axis=2)
+        branch = self.attention(normed, normed_rows, positions, row_positions, mask)
+        x = x + gate_a * dropout(branch, self.config.dropout, keys[0])
+        branch = self.mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m)
+        return x + gate_m * dropout(branch, self.config.dropout, keys[1])
+
+
+def dropout(x, rate, key):
+    """Zeroes a share `rate` of x and rescales the rest; the identity without a key."""
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+class Stem(nnx.Module):
+    """What surrounds the blocks: embedding (one more row than the vocabulary, for the mask), final norm, head."""
+
+    def __init__(self, config, vocab_size, rngs):
+        self.config, self.vocab_size = config, vocab_size
+        d = config.embed_dim
+        # The mask's row is not a vocabulary entry, so the table is never split over the vocabulary.
+        fan_in = d if config.tie_embeddings else 1
+        self.embedding = parameter(rngs, (vocab_size + 1, d), (None, axes.EMBED), fan_in=fan_in)
+        self.final_norm = RMSNorm(d, axes.EMBED, rngs)
+        if not config.tie_embeddings:
+            self.head = parameter(rngs, (vocab_size, d), (axes.VOCAB, axes.EMBED), fan_in=d)
+        if config.time_conditioning:
+            self.time_in = parameter(rngs, (config.time_dim, config.time_dim), (None, None), fan_in=config.time_dim)
+            self.time_out = parameter(rngs, (config.time_dim, config.time_dim), (None, None), fan_in=config.time_dim)
+            self.final_modulation = Modulation(config, rngs, 2)
+
+    def embed(self, tokens, dtype):
+        return self.embedding[...][tokens].astype(dtype)
+
+    def embed_time(self, time):
+        """float32[B] in [0, 1] -> float32[B, time_dim]; sinusoids of 1000 t, then a two-layer MLP."""
+        half = self.config.time_dim // 2
+        frequencies = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+        angles = 1000.0 * time[:, None] * frequencies
+        features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        return jax.nn.silu(jax.nn.silu(features @ self.time_in[...]) @ self.time_out[...])
+
+    def finish(self, x, conditioning):
+        x = self.final_norm(x)
+        if conditioning is not None:
+            shift, scale = self.final_modulation(conditioning, x.dtype)
+            x = x * (1 + scale) + shift
+        return x
+
+    def head_kernel(self):
+        """float32[V, D]; the mask has no logit."""
+        return self.embedding[...][: self.vocab_size] if self.config.tie_embeddings else self.head[...]

@@ -1,0 +1,1 @@
+"""Devices: the mesh, which axis of which parameter lies on it, and several hosts."""

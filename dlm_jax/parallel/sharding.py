@@ -1,0 +1,83 @@
+"""One rule table: logical axes of arrays -> mesh axes. Axes of size 1 vanish.
+
+Parameters are split over `fsdp` along embed and over `tensor` along heads, MLP and vocabulary; batches over
+`replica` and `fsdp`.
+"""
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dlm_jax import axes
+
+RULES = {
+    axes.BATCH: ("replica", "fsdp"),
+    axes.LENGTH: (),
+    axes.LAYERS: (),
+    axes.EMBED: ("fsdp",),
+    axes.HEADS: ("tensor",),
+    axes.KV_HEADS: ("tensor",),
+    axes.HEAD_DIM: (),
+    axes.MLP: ("tensor",),
+    axes.VOCAB: ("tensor",),
+    None: (),
+}
+
+# A vocabulary that the tensor axis does not divide stays whole: tokenizers choose odd sizes, people do not.
+_MAY_STAY_WHOLE = (axes.VOCAB,)
+
+
+def spec(logical, shape, mesh, name="array"):
+    """Returns the PartitionSpec of one array.
+
+    Args:
+      logical: a tuple of logical axis names or None, one a dimension.
+      shape: the array's shape.
+      mesh: Mesh.
+      name: for messages.
+    Raises:
+      ValueError: if an axis is unknown or its mesh axes do not divide the dimension.
+    """
+    parts = []
+    for axis, size in zip(logical, shape, strict=True):
+        if axis not in RULES:
+            raise ValueError(f"{name}: unknown logical axis {axis!r}; known: {', '.join(str(a) for a in RULES)}")
+        mesh_axes = tuple(a for a in RULES[axis] if mesh.shape[a] > 1)
+        ways = 1
+        for a in mesh_axes:
+            ways *= mesh.shape[a]
+        if size % ways:
+            if axis not in _MAY_STAY_WHOLE:
+                raise ValueError(
+                    f"{name}: dimension {axis!r} of size {size} must be divisible by {ways}, "
+                    f"the size of mesh axes {'x'.join(mesh_axes)}"
+                )
+            mesh_axes = ()
+        parts.append(mesh_axes if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
+    return PartitionSpec(*parts)
+
+
+def parameter_shardings(logical_axes, abstract_params, mesh):
+    """Returns the NamedSharding of every parameter, in the structure of `abstract_params`.
+
+    Args:
+      logical_axes: tree with tuples of names as leaves.
+      abstract_params: tree of anything with a `.shape`.
+      mesh: Mesh.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_params)
+    named = treedef.flatten_up_to(logical_axes)
+    return treedef.unflatten([
+        NamedSharding(mesh, spec(logical, leaf.shape, mesh, jax.tree_util.keystr(path)))
+        for (path, leaf), logical in zip(leaves, named, strict=True)
+    ])
+
+
+def batch_sharding(mesh, ndim=2):
+    """Returns the NamedSharding of a batch: rows over replica and fsdp, everything else whole."""
+    mesh_axes = tuple(a for a in RULES[axes.BATCH] if mesh.shape[a] > 1)
+    return NamedSharding(mesh, PartitionSpec(mesh_axes or None, *[None] * (ndim - 1)))
+
+
+def replicated(mesh):
+    """Returns the NamedSharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,1 @@
+"""Training: optimizer, state, one step, checkpoints, metrics, and the loop that runs them."""

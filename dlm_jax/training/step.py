@@ -1,0 +1,94 @@
+"""One training step: fold the key, ask the objective, answer with the denoiser, accumulate, update, average."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dlm_jax import rng
+from dlm_jax.kernels.cross_entropy import cross_entropy
+from dlm_jax.training.state import TrainState
+
+
+def question_loss(denoiser, params, question, *, segment_ids=None, key=None):
+    """Returns sum(weights * cross-entropy) of a Question, in nats.
+
+    Args:
+      denoiser: Denoiser.
+      params: its parameters.
+      question: diffusion.objectives.Question.
+      segment_ids: int32[B, L] or None.
+      key: PRNG key for dropout, or None.
+    """
+    time = question.time if denoiser.config.time_conditioning else None
+    hidden, _ = denoiser.hidden(params, question.inputs, time=time, segment_ids=segment_ids, key=key)
+    groups = question.scored.shape[0]
+    # Only the scored rows reach the head; they are gathered inside a group, so nothing crosses a device.
+    rows = jnp.take_along_axis(hidden.reshape(groups, -1, hidden.shape[-1]), question.scored[..., None], axis=1)
+    losses = cross_entropy(rows, denoiser.head_kernel(params), question.targets)
+    return jnp.sum(question.weights * losses)
+
+
+def make_train_step(denoiser, objective, optimizer, config, root_key):
+    """Returns train_step(state, batch) -> (state, metrics).
+
+    Args:
+      denoiser: Denoiser.
+      objective: (key, x0, segment_ids) -> Question.
+      optimizer: optax transformation.
+      config: TrainConfig.
+      root_key: PRNG key of the run; the keys of a step follow from it and the step's number.
+    Returns:
+      A function of (TrainState, {"tokens": int32[B, L], "segment_ids": optional}) that returns the next state and
+      metrics {name: (sum, weight)}: "loss" in nats per token, "grad_norm", "param_norm".
+    """
+
+    def micro_loss(params, step, index, tokens, segment_ids):
+        question = objective(rng.stream(root_key, "mask", step, index), tokens, segment_ids)
+        dropout_key = rng.stream(root_key, "dropout", step, index)
+        total = question_loss(denoiser, params, question, segment_ids=segment_ids, key=dropout_key)
+        return total, (question.normaliser, question.constant)
+
+    gradient = jax.value_and_grad(micro_loss, has_aux=True)
+
+    def accumulate(params, step, batch):
+        """Sums loss, weight and gradient over micro-batches, each with its own noise."""
+        split = jax.tree.map(lambda x: _micro_batches(x, config.micro_batches), batch)
+        if config.micro_batches == 1:
+            only = jax.tree.map(lambda x: x[0], split)
+            (total, (weight, constant)), grads = gradient(
+                params, step, 0, only["tokens"], only.get("segment_ids")
+            )
+            return total, weight, constant, grads
+
+        def add(carry, micro):
+            index, rows = micro
+            (total, (weight, constant)), grads = gradient(
+                params, step, index, rows["tokens"], rows.get("segment_ids")
+            )
+            return jax.tree.map(jnp.add, carry, (total, weight, grads)), constant
+
+        zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        (total, weight, grads), constants = jax.lax.scan(add, zeros, (jnp.arange(config.micro_batches), split))
+        return total, weight, constants[0], grads
+
+    def train_step(state, batch):
+        total, weight, constant, grads = accumulate(state.params, state.step, batch)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, params)
+        one = jnp.float32(1)
+        metrics = {
+            "loss": (total + constant * weight, weight),
+            "grad_norm": (optax.tree.norm(grads), one),
+            "param_norm": (optax.tree.norm(params), one),
+        }
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return train_step
+
+
+def _micro_batches(x, count):
+    """[B, ...] -> [count, B / count, ...]; row i goes to micro-batch i % count, so every device keeps its own rows."""
+    return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
