@@ -13,6 +13,7 @@ from flax import nnx
 
 from dlm_jax import axes, rng
 from dlm_jax.config import ModelConfig
+from dlm_jax.kernels.cross_entropy import cross_entropy
 from dlm_jax.models import transformer
 
 
@@ -31,6 +32,10 @@ class Denoiser:
     @property
     def mask_id(self):
         return self.vocab_size
+
+    @property
+    def needs_time(self):
+        return self.config.time_conditioning
 
     @functools.cached_property
     def _parts(self):
@@ -142,6 +147,10 @@ class Denoiser:
         """Returns float32[..., V], unnormalised log-probabilities of [..., D]."""
         kernel = self.head_kernel(params).astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+    def token_losses(self, params, hidden, targets):
+        """Returns float32[...], -log p(target) in nats of [..., D], without ever holding all logits."""
+        return cross_entropy(hidden, self.head_kernel(params), targets)
 
     @property
     def num_params(self):

@@ -23,6 +23,12 @@ def parameter(rngs, shape, logical_axes, *, fan_in=None, scale=1.0, value=None):
     return nnx.Param(array, logical_axes=logical_axes)
 
 
+def project(x, kernel):
+    """x [..., d] times kernel [d, f], as one matrix product: on CPU twice the speed of the batched form."""
+    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale, in float32, cast back."""
 
@@ -73,15 +79,21 @@ class Attention(nnx.Module):
             self.key_norm = RMSNorm(k, axes.HEAD_DIM, rngs)
 
     def __call__(self, x, x_rows, positions, row_positions, mask):
-        dtype = x.dtype
-        q = jnp.einsum("brd,dhk->bhrk", x_rows, self.query[...].astype(dtype))
-        k = jnp.einsum("bld,dgk->bglk", x, self.key[...].astype(dtype))
-        v = jnp.einsum("bld,dgk->bglk", x, self.value[...].astype(dtype))
+        q = self._heads(x_rows, self.query[...])
+        k = self._heads(x, self.key[...])
+        v = self._heads(x, self.value[...])
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         q = rotary(q, row_positions, self.config.rope_theta)
         k = rotary(k, positions, self.config.rope_theta)
-        return jnp.einsum("bhrk,hkd->brd", attention(q, k, v, mask=mask), self.out[...].astype(dtype))
+        mixed = jnp.swapaxes(attention(q, k, v, mask=mask), 1, 2)  # [B, R, H, K]
+        out = self.out[...]
+        return project(mixed.reshape(*mixed.shape[:2], -1), out.reshape(-1, out.shape[-1]))
+
+    def _heads(self, x, kernel):
+        """[B, L, D] times [D, H, K] -> [B, H, L, K]."""
+        flat = project(x, kernel.reshape(kernel.shape[0], -1))
+        return jnp.swapaxes(flat.reshape(*x.shape[:2], *kernel.shape[1:]), 1, 2)
 
 
 class SwiGLU(nnx.Module):
@@ -96,10 +108,7 @@ class SwiGLU(nnx.Module):
         )
 
     def __call__(self, x):
-        dtype = x.dtype
-        gate = jnp.einsum("bld,df->blf", x, self.gate[...].astype(dtype))
-        up = jnp.einsum("bld,df->blf", x, self.up[...].astype(dtype))
-        return jnp.einsum("blf,fd->bld", jax.nn.silu(gate) * up, self.down[...].astype(dtype))
+        return project(jax.nn.silu(project(x, self.gate[...])) * project(x, self.up[...]), self.down[...])
 
 
 class Modulation(nnx.Module):

@@ -24,7 +24,8 @@ class TrainState:
 def init_state(denoiser, optimizer, key):
     """Returns the state before the first step."""
     params = denoiser.init(key)
-    return TrainState(jnp.int32(0), params, params, optimizer.init(params))
+    average = jax.tree.map(jnp.copy, params)  # its own buffers: the state is donated
+    return TrainState(jnp.int32(0), params, average, optimizer.init(params))
 
 
 def state_shardings(denoiser, optimizer, mesh):

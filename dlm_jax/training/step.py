@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import optax
 
 from dlm_jax import rng
-from dlm_jax.kernels.cross_entropy import cross_entropy
 from dlm_jax.training.state import TrainState
 
 
@@ -19,12 +18,12 @@ def question_loss(denoiser, params, question, *, segment_ids=None, key=None):
       segment_ids: int32[B, L] or None.
       key: PRNG key for dropout, or None.
     """
-    time = question.time if denoiser.config.time_conditioning else None
+    time = question.time if denoiser.needs_time else None
     hidden, _ = denoiser.hidden(params, question.inputs, time=time, segment_ids=segment_ids, key=key)
     groups = question.scored.shape[0]
     # Only the scored rows reach the head; they are gathered inside a group, so nothing crosses a device.
     rows = jnp.take_along_axis(hidden.reshape(groups, -1, hidden.shape[-1]), question.scored[..., None], axis=1)
-    losses = cross_entropy(rows, denoiser.head_kernel(params), question.targets)
+    losses = denoiser.token_losses(params, rows, question.targets)
     return jnp.sum(question.weights * losses)
 
 

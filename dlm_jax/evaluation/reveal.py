@@ -1,0 +1,103 @@
+"""Losses of tokens given some others: the one place where evaluation runs forward passes.
+
+An order says when each position is revealed: order[b, j] is the j-th position of row b. Everything is a question of
+the form: the first k positions of the order are visible, what do the others cost?
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dlm_jax import rng
+from dlm_jax.diffusion import masking, objectives
+
+
+def ranks(order):
+    """Returns int32[B, L], when each position is revealed: the inverse of an order."""
+    return jnp.argsort(order, axis=-1)
+
+
+def random_orders(key, num_rows, length):
+    """Returns int32[B, L], one uniformly random order a row; row b's depends on (key, b) only."""
+    bits = jax.vmap(lambda row_key: jax.random.bits(row_key, (length,)))(rng.per_row(key, num_rows))
+    return jnp.argsort(bits, axis=-1)
+
+
+def losses_given_prefix(denoiser, params, tokens, order, start, stop, num_slots, time_at):
+    """Returns what the tokens in slots start..stop-1 of the order cost, given those before.
+
+    Args:
+      denoiser: Denoiser or PlainDenoiser.
+      params: its parameters.
+      tokens: int32[B, L].
+      order: int32[B, L].
+      start, stop: int32[], first slot scored and the one after the last; earlier slots are visible, later ones hidden.
+      num_slots: int, static, at least stop - start.
+      time_at: masked share -> time, of the schedule.
+    Returns:
+      float32[B, num_slots], nats; 0 beyond `stop`.
+    """
+    batch, length = tokens.shape
+    xt = jnp.where(ranks(order) < start, tokens, denoiser.mask_id)
+    time = jnp.broadcast_to(time_at((length - start) / length), (batch,)) if denoiser.needs_time else None
+    padded = jnp.pad(order, ((0, 0), (0, num_slots)))  # so that a slice near the end is never moved back
+    rows = jax.lax.dynamic_slice_in_dim(padded, start, num_slots, axis=1)
+    hidden, _ = denoiser.hidden(params, xt, rows=rows, time=time)
+    losses = denoiser.token_losses(params, hidden, jnp.take_along_axis(tokens, rows, axis=1))
+    return jnp.where(jnp.arange(num_slots) < stop - start, losses, 0.0)
+
+
+def t_step_losses(denoiser, params, tokens, order, boundaries, max_size, time_at):
+    """Returns -log p(tokens | order) of the T-step sampler: step t reveals slots boundaries[t]..boundaries[t+1]-1.
+
+    Args:
+      boundaries: int32[T + 1], from 0 to L (or to the number of tokens that count).
+      max_size: int, static, the largest step.
+      Others as in `losses_given_prefix`.
+    Returns:
+      float32[T, B], nats a step; their sum over T is the negative log-likelihood, exact given the order.
+    Source: the chain rule over steps, inside a step independent draws given what is revealed.
+    """
+
+    def step(_, bounds):
+        losses = losses_given_prefix(denoiser, params, tokens, order, bounds[0], bounds[1], max_size, time_at)
+        return None, losses.sum(axis=1)
+
+    _, losses = jax.lax.scan(step, None, (boundaries[:-1], boundaries[1:]))
+    return losses
+
+
+def bound_losses(denoiser, params, tokens, key, num_orders, schedule):
+    """Returns a Monte Carlo estimate of each row's likelihood bound (any-order, one token at a time).
+
+    Every row is masked `num_orders` times with n tokens and as often with L + 1 - n, n stratified over the row's
+    draws and over the batch; masked tokens are weighted L / n. Unbiased for the NELBO, row by row.
+
+    Args:
+      tokens: int32[B, L].
+      key: PRNG key.
+      num_orders: int, static.
+      schedule: diffusion Schedule, for the time of a time-conditioned model.
+    Returns:
+      float32[B], nats a row.
+    Source: exact counts are the continuous-time NELBO of any schedule (Ou et al. 2024, Eq. 4.4; LLaDA, Eq. 6).
+    """
+    batch, length = tokens.shape
+
+    # Pair p = k * B + b masks row b for the k-th time: the counts of one row are then evenly spread.
+    paired = jnp.tile(jnp.repeat(tokens, 2, axis=0), (num_orders, 1))
+    noised = masking.exact_count(key, paired, denoiser.mask_id, schedule)
+    time = noised.time if denoiser.needs_time else None
+    hidden, _ = denoiser.hidden(params, noised.xt, time=time)
+    groups = noised.scored.shape[0]
+    rows = jnp.take_along_axis(hidden.reshape(groups, 2 * length, -1), noised.scored[..., None], axis=1)
+    targets = jnp.take_along_axis(paired.reshape(groups, 2 * length), noised.scored, axis=1)
+    losses = denoiser.token_losses(params, rows, targets)
+    per_pair = jnp.sum(noised.weights * losses, axis=1) / 2
+    return per_pair.reshape(num_orders, batch).mean(axis=0)
+
+
+def autoregressive_losses(denoiser, params, tokens, segment_ids=None):
+    """Returns float32[B], -log p of each row left to right, in nats; exact."""
+    inputs = objectives.shift_right(tokens, denoiser.mask_id, segment_ids)
+    hidden, _ = denoiser.hidden(params, inputs, segment_ids=segment_ids)
+    return denoiser.token_losses(params, hidden, tokens).sum(axis=1)

@@ -1,0 +1,34 @@
+"""A denoiser of your own: any function tokens -> log-probabilities, seen through the seam of `models.Denoiser`."""
+
+from dataclasses import dataclass
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class PlainDenoiser:
+    """hidden = the function, logits = the identity; there are no parameters.
+
+    Args:
+      denoise: int32[B, L] -> float[B, L, V], log p(x_i | visible), traceable by jax.
+      mask_id: int.
+    """
+
+    denoise: Callable
+    mask_id: int
+    needs_time = False
+
+    def hidden(self, params, tokens, *, rows=None, time=None):
+        """Returns (float[B, R, V], None): the rows asked for."""
+        answer = self.denoise(tokens)
+        return (answer if rows is None else jnp.take_along_axis(answer, rows[..., None], axis=1)), None
+
+    def logits(self, params, hidden):
+        return hidden
+
+    def token_losses(self, params, hidden, targets):
+        """Returns float32[...], -log p(target) in nats."""
+        log_p = jax.nn.log_softmax(hidden.astype(jnp.float32), axis=-1)
+        return -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
