@@ -80,7 +80,7 @@ def autoregressive(denoiser, params):
     """Returns a loss for `row_losses`: -log p left to right, of a causal model."""
 
     def losses(params, tokens, key, segment_ids):
-        return reveal.autoregressive_losses(denoiser, params, tokens, segment_ids)
+        return reveal.autoregressive_losses(denoiser, params, tokens, segment_ids).sum(axis=1)
 
     return functools.partial(losses, params)
 

@@ -96,8 +96,45 @@ def bound_losses(denoiser, params, tokens, key, num_orders, schedule):
     return per_pair.reshape(num_orders, batch).mean(axis=0)
 
 
+def prefix_losses(denoiser, params, tokens, key, count, boundaries, num_orders, time_at, *, is_bound):
+    """Returns the nats of the first `count` tokens of each row, the others staying hidden.
+
+    Args:
+      tokens: int32[B, L]; only the first `count` positions are read.
+      key: PRNG key.
+      count: int, static.
+      boundaries: int[T + 1], static, of the steps, ending at `count`.
+      num_orders: int, static, random orders to average over.
+      time_at: masked share -> time.
+      is_bound: instead of all steps, draw for each order one number of revealed tokens and its mirror image, and
+        weight the cost of the rest: an unbiased estimate of the mean over complete orders, for two passes instead of
+        `count`.
+    Returns:
+      float32[B].
+    """
+    batch, length = tokens.shape
+    hidden_tail = jnp.broadcast_to(jnp.arange(count, length), (batch, length - count))
+
+    def one_order(order_key):
+        order = jnp.concatenate([random_orders(rng.stream(order_key, "order"), batch, count), hidden_tail], axis=1)
+        if not is_bound:
+            steps = jnp.asarray(boundaries, jnp.int32)
+            size = max(int(b) - int(a) for a, b in zip(boundaries[:-1], boundaries[1:], strict=True))
+            return t_step_losses(denoiser, params, tokens, order, steps, size, time_at).sum(axis=0)
+        revealed = jax.random.randint(rng.stream(order_key, "count"), (), 0, count)
+
+        def masked(start):
+            losses = losses_given_prefix(denoiser, params, tokens, order, start, jnp.int32(count), count, time_at)
+            return losses.sum(axis=1) * count / (count - start)
+
+        return (masked(revealed) + masked(count - 1 - revealed)) / 2
+
+    keys = jax.vmap(lambda index: rng.stream(key, "orders", index))(jnp.arange(num_orders))
+    return jax.lax.map(one_order, keys).mean(axis=0)
+
+
 def autoregressive_losses(denoiser, params, tokens, segment_ids=None):
-    """Returns float32[B], -log p of each row left to right, in nats; exact."""
+    """Returns float32[B, L], -log p of each token given those to its left, in nats; exact."""
     inputs = objectives.shift_right(tokens, denoiser.mask_id, segment_ids)
     hidden, _ = denoiser.hidden(params, inputs, segment_ids=segment_ids)
-    return denoiser.token_losses(params, hidden, tokens).sum(axis=1)
+    return denoiser.token_losses(params, hidden, tokens)

@@ -1,0 +1,252 @@
+"""`dlm_jax.load(workdir)` -> Generator: sample, infill, score and denoise from a checkpoint, with the EMA weights."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlm_jax import config as configs
+from dlm_jax import rng
+from dlm_jax.data import tokenizers
+from dlm_jax.data.packing import Rows
+from dlm_jax.evaluation import evaluators, likelihood, reveal
+from dlm_jax.models.denoiser import Denoiser
+from dlm_jax.sampling import canvas as canvases
+from dlm_jax.sampling import loop
+from dlm_jax.training import checkpoint
+
+
+def load(workdir, *, step=None):
+    """Loads a trained model; needs nothing but the workdir.
+
+    Args:
+      workdir: folder of a run.
+      step: int, which checkpoint; None for the newest.
+    Returns:
+      Generator.
+    Raises:
+      FileNotFoundError: if there is no workdir, configuration or checkpoint.
+      ValueError: if a file is damaged or the checkpoint does not match its configuration.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise FileNotFoundError(f"workdir={str(workdir)!r}: no such folder")
+    config = configs.load(workdir / "config.json")
+    data_dir = pathlib.Path(config.data.cache_dir or workdir / "data")
+    tokenizer = tokenizers.load(data_dir / "tokenizer.json")
+    step, params, _ = checkpoint.load_item(workdir, "ema", step)
+    denoiser = Denoiser(config.model, tokenizer.vocab_size)
+    _check_params(workdir, denoiser, params)
+    return Generator(config, tokenizer, denoiser, params, step)
+
+
+def _check_params(workdir, denoiser, params):
+    wanted = jax.eval_shape(denoiser.init, jax.random.key(0))
+    have, want = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (params, wanted)
+    )
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise ValueError(
+                f"{workdir}: parameter {name} has shape {have.get(name)} in the checkpoint, but config.json and the "
+                f"tokenizer ask for {want.get(name)}"
+            )
+
+
+class Generator:
+    """A trained model, ready to be used.
+
+    Attributes: `config` (RunConfig), `tokenizer`, `denoiser`, `params` (EMA weights), `step`, `length`.
+    """
+
+    def __init__(self, config, tokenizer, denoiser, params, step):
+        self.config, self.tokenizer, self.denoiser = config, tokenizer, denoiser
+        self.params, self.step = params, step
+        self.length = config.data.length
+        self._time_at = evaluators.schedule_of(config).time_at
+
+    def sample(
+        self,
+        *,
+        num_samples=None,
+        num_steps=None,
+        prompt="",
+        sizes=None,
+        order=None,
+        selection="random",
+        temperature=1.0,
+        seed=0,
+    ):
+        """Samples texts of `length` tokens.
+
+        Args:
+          num_samples: int; None for the configuration's.
+          num_steps: int, for uniform sizes; None with no sizes: one token a step.
+          prompt: str, the beginning of every sample.
+          sizes: int[T], tokens revealed by each step, sum = length. Prompt tokens count as revealed: steps at or
+            below them are skipped, and `nfe` shows what was run.
+          order: int32[L] or int32[B, L], which position each turn reveals; None for random.
+          selection: "random" or "confidence".
+          temperature: float, 0 = the most probable token.
+          seed: int.
+        Returns:
+          sampling.Samples: tokens int32[B, L], nfe int32[B], reveal_step int32[B, L], texts.
+        Raises:
+          ValueError: naming the argument, its value and what is allowed.
+        """
+        self._needs_diffusion("sample")
+        num_samples = self.config.sample.num_samples if num_samples is None else num_samples
+        if not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}: must be a whole number of at least 1")
+        tokens = self._encode(prompt, "prompt")
+        canvas = canvases.with_prompt(tokens, num_samples, self.length, self.denoiser.mask_id)
+        return self._run(
+            canvas, seed, sizes=sizes, num_steps=num_steps, order=order, selection=selection, temperature=temperature
+        )
+
+    def infill(
+        self, template, *, num_samples=1, num_steps=None, sizes=None, selection="random", temperature=1.0, seed=0
+    ):
+        """Fills the [MASK] and [MASK*n] of a template; everything else is kept.
+
+        Args:
+          template: str; [MASK*12] stands for 12 tokens.
+          sizes: int[T] that sum to the template's length in tokens, or None for one token a step.
+          Others as in `sample`.
+        Returns:
+          sampling.Samples of the template's length.
+        Raises:
+          ValueError: naming the argument, its value and what is allowed.
+        """
+        self._needs_diffusion("infill")
+        canvas = canvases.from_template(
+            template, lambda text: self._encode(text, "template"), num_samples, self.length, self.denoiser.mask_id
+        )
+        return self._run(canvas, seed, sizes=sizes, num_steps=num_steps, selection=selection, temperature=temperature)
+
+    def denoise(self, tokens):
+        """Returns float32[B, L, V], log p(x_i | visible), for int32[B, L] tokens with mask_id where hidden.
+
+        Raises:
+          ValueError: if tokens are out of range or not [B, L].
+        """
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise ValueError(f"tokens: {tokens.dtype}{list(tokens.shape)} must be whole numbers [B, L]")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() <= self.denoiser.mask_id:
+            raise ValueError(f"tokens: must be in [0, {self.denoiser.mask_id}], where the last one is the mask")
+        return self._denoise(self.params, jnp.asarray(tokens, jnp.int32))
+
+    @functools.cached_property
+    def _denoise(self):
+        def denoise(params, tokens):
+            time = None
+            if self.denoiser.needs_time:
+                time = self._time_at((tokens == self.denoiser.mask_id).mean(axis=1, dtype=jnp.float32))
+            hidden, _ = self.denoiser.hidden(params, tokens, time=time)
+            return jax.nn.log_softmax(self.denoiser.logits(params, hidden), axis=-1)
+
+        return jax.jit(denoise)
+
+    def score(self, texts, *, sizes=None, num_orders=1, seed=0):
+        """Returns how surprising texts are.
+
+        A text is tokenised, ended with end-of-text where the tokenizer has one, and cut into windows of `length`
+        tokens that are scored one by one; the positions of a last, shorter window that hold no text stay masked.
+
+        Args:
+          texts: list of str.
+          sizes: None for an upper bound on -log p (any order, one token a step); or int[T] with sum = length for
+            -log p of the T-step sampler given its order, averaged over `num_orders` random orders (a shorter window
+            uses the steps up to its end).
+          num_orders: int, draws a window.
+          seed: int.
+        Returns:
+          float64[B], nats a text; exact left-to-right values for an autoregressive model.
+        Raises:
+          ValueError: naming the argument, its value and what is allowed.
+        """
+        if isinstance(texts, str):
+            raise ValueError("texts: must be a list of texts, not a single text")
+        if not isinstance(num_orders, int) or num_orders < 1:
+            raise ValueError(f"num_orders={num_orders}: must be a whole number of at least 1")
+        if sizes is not None:
+            self._needs_diffusion("score with sizes")
+            sizes = loop.resolve_sizes(self.length, sizes)
+        windows, owners = self._windows(texts)
+        total = np.zeros(len(texts))
+        key = rng.stream(jax.random.key(seed), "score")
+        for count in sorted({len(window) for window in windows}):
+            chosen = [i for i, window in enumerate(windows) if len(window) == count]
+            if count == 0:
+                continue
+            tokens = np.zeros((len(chosen), self.length), np.int32)
+            tokens[:, :count] = [windows[i] for i in chosen]
+            nats = self._window_losses(tokens, count, sizes, num_orders, rng.stream(key, "window", count))
+            np.add.at(total, [owners[i] for i in chosen], nats)
+        return total
+
+    def _windows(self, texts):
+        windows, owners = [], []
+        for index, text in enumerate(texts):
+            tokens = self._encode(text, f"texts[{index}]")
+            if self.tokenizer.special.eos is not None:
+                tokens = np.append(tokens, np.int32(self.tokenizer.special.eos))
+            for start in range(0, len(tokens), self.length):
+                windows.append(tokens[start : start + self.length])
+                owners.append(index)
+        return windows, owners
+
+    def _window_losses(self, tokens, count, sizes, num_orders, key):
+        """Nats of the first `count` tokens of each row; the others are never revealed."""
+        denoiser = self.denoiser
+        if evaluators.is_autoregressive(self.config):
+
+            def losses(tokens, key, segment_ids):
+                return reveal.autoregressive_losses(denoiser, self.params, tokens)[:, :count].sum(axis=1)
+
+        else:
+            if sizes is None:
+                boundaries = np.arange(count + 1)
+            else:
+                boundaries = np.minimum(np.concatenate([[0], np.cumsum(sizes)]), count)
+                boundaries = boundaries[: np.argmax(boundaries == count) + 1]
+
+            def losses(tokens, key, segment_ids):
+                return reveal.prefix_losses(
+                    denoiser, self.params, tokens, key, count, boundaries, num_orders, self._time_at,
+                    is_bound=sizes is None,
+                )  # fmt: skip
+
+        rows = Rows(tokens, np.zeros(len(tokens)), np.zeros(len(tokens)))
+        return likelihood.row_losses(losses, rows, batch_size=self.config.eval.batch_size, key=key, quiet=True)
+
+    def _encode(self, text, argument):
+        try:
+            return self.tokenizer.encode(text)[0]
+        except ValueError as error:
+            raise ValueError(f"{argument}: {error}") from None
+
+    def _needs_diffusion(self, what):
+        if evaluators.is_autoregressive(self.config):
+            raise ValueError(f"{what}: this workdir holds an autoregressive baseline, which cannot denoise in parallel")
+
+    def _run(self, canvas, seed, **options):
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed}: must be between 0 and {2**32 - 1}")
+        out = loop.run(
+            self.denoiser, self.params, rng.stream(jax.random.key(seed), "sample"), canvas, time_at=self._time_at,
+            **options,
+        )  # fmt: skip
+        return out._replace(texts=[self.text(row) for row in out.tokens])
+
+    def text(self, tokens):
+        """Returns the text of int32[L]; end-of-text inside a row becomes an empty line."""
+        eos = self.tokenizer.special.eos
+        if eos is None:
+            return self.tokenizer.decode(tokens)
+        ends = np.flatnonzero(np.asarray(tokens) == eos)
+        return "\n\n".join(self.tokenizer.decode(piece) for piece in np.split(np.asarray(tokens), ends))

@@ -1,0 +1,110 @@
+"""`dlm VERB [flags]`: finds the verb, parses its flags, and turns mistakes into one line and exit code 2."""
+
+import importlib
+import os
+import sys
+
+from absl import flags
+
+DONE, WRONG_INPUT, PREEMPTED, DIVERGED = 0, 2, 85, 87
+
+# verb -> what it does; the code is dlm_jax/cli/<verb>.py
+VERBS = {
+    "demo": "train, evaluate and sample on the embedded corpus, in minutes, and write a report",
+    "train": "train, or resume, from a config",
+    "evaluate": "likelihood bound, bits per byte, T-step likelihood, baseline comparison",
+    "sample": "samples from a trained model",
+    "inspect": "parameters, shapes and configuration of a workdir",
+}
+
+
+class UsageError(Exception):
+    """A mistake on the command line."""
+
+
+def main(argv=None):
+    """Runs one command line.
+
+    Args:
+      argv: list of str without the program's name; None for sys.argv[1:].
+    Returns:
+      int, the exit code: 0 done, 2 wrong input, 85 preempted and saved, 87 diverged.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return DONE
+    if argv[0] == "--version":
+        from dlm_jax import __version__
+
+        print(__version__)
+        return DONE
+    verb, *rest = argv
+    if verb not in VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return _refuse(f"verb {verb!r}: must be one of {', '.join(VERBS)}{hint}")
+    module = importlib.import_module(f"dlm_jax.cli.{verb}")
+    values = flags.FlagValues()
+    module.define_flags(values)
+    if "--help" in rest or "-h" in rest:
+        print(_help(verb, module, values))
+        return DONE
+    if os.environ.get("DLM_TRACEBACK"):
+        return _run(module, values, verb, rest)
+    try:
+        return _run(module, values, verb, rest)
+    except (UsageError, flags.Error, ValueError, OSError) as error:
+        return _refuse(_one_line(error))
+    except KeyboardInterrupt:
+        return _refuse("interrupted", 130)
+
+
+def _run(module, values, verb, rest):
+    arguments = [f"dlm {verb}", *rest]
+    # config_flags reads the overrides (--config.a.b=v) from sys.argv.
+    before, sys.argv = sys.argv, arguments
+    try:
+        extra = values(arguments)[1:]
+    finally:
+        sys.argv = before
+    if extra:
+        raise UsageError(f"argument {extra[0]!r}: dlm {verb} takes flags only, for example --workdir=W")
+    return module.run(values) or DONE
+
+
+def _refuse(message, code=WRONG_INPUT):
+    print(f"dlm: {message}", file=sys.stderr)
+    return code
+
+
+def _one_line(error):
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return text.removeprefix("flag --").strip() or type(error).__name__
+
+
+def _overview():
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:{width}}  {summary}" for verb, summary in VERBS.items()]
+    return "\n".join([
+        "usage: dlm VERB [flags]        (dlm VERB --help for the flags and an example)",
+        "",
+        *lines,
+        "",
+        "Exit codes: 0 done, 2 wrong input, 85 preempted and saved, 87 diverged.",
+        "Start with: dlm demo --workdir demo",
+    ])
+
+
+def _help(verb, module, values):
+    lines = [f"dlm {verb}: {VERBS[verb]}", "", f"example: {module.EXAMPLE}", ""]
+    for flag in values.get_flags_for_module("") or [values[name] for name in sorted(values)]:
+        if flag.name in ("help", "helpfull", "helpshort", "helpxml", "flagfile", "undefok"):
+            continue
+        default = "" if flag.default in (None, "", []) else f" (default {flag.default})"
+        lines.append(f"  --{flag.name}: {flag.help}{default}")
+    return "\n".join(lines)

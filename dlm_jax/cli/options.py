@@ -1,0 +1,88 @@
+"""Flags that several verbs share, and how a config file becomes a RunConfig."""
+
+import json
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from dlm_jax import config as configs
+
+
+def define_workdir(values, help_text="folder of the run"):
+    """Adds --workdir."""
+    flags.DEFINE_string("workdir", None, help_text, flag_values=values)
+
+
+def define_json(values):
+    """Adds --json."""
+    flags.DEFINE_bool("json", False, "print only JSON", flag_values=values)
+
+
+def define_config(values):
+    """Adds --config FILE and --config.group.field=value."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "config file, or the name of a shipped one (debug, demo, ...); --config.group.field=value overrides",
+        flag_values=values,
+        lock_config=True,
+    )
+
+
+def required(values, name):
+    """Returns a flag's value.
+
+    Raises:
+      ValueError: if it was not given.
+    """
+    value = values[name].value
+    if value in (None, ""):
+        raise ValueError(f"--{name}: must be given")
+    return value
+
+
+def positive(values, name):
+    """Returns a flag's value, None or above 0.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    value = values[name].value
+    if value is not None and not value > 0:
+        raise ValueError(f"--{name}={value}: must be above 0")
+    return value
+
+
+def run_config(values):
+    """Returns the RunConfig of --config and its overrides.
+
+    Raises:
+      ValueError: naming the field, its value and what is allowed.
+    """
+    try:
+        given = required(values, "config")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--config: {error}") from None
+    return configs.from_dict(given.to_dict())
+
+
+def shipped_config(name):
+    """Returns the path of a config that comes with the package, or None.
+
+    Args:
+      name: for example "debug" or "configs/debug.py".
+    """
+    name = pathlib.Path(name).stem
+    installed = pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py"
+    checkout = pathlib.Path(__file__).parents[2] / "configs" / f"{name}.py"
+    return next((path for path in (installed, checkout) if path.is_file()), None)
+
+
+def emit(payload, path=None):
+    """Prints a payload as JSON, and writes it to a file where a path is given."""
+    from dlm_jax import files
+
+    if path:
+        files.write_json(path, payload)
+    print(json.dumps(payload, indent=1))

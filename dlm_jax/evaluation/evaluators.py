@@ -1,0 +1,89 @@
+"""Evaluations of a run, as values: functions (params, step) -> {name: number} for the training loop, and the table
+of `dlm evaluate`."""
+
+import numpy as np
+
+from dlm_jax import rng
+from dlm_jax.data.packing import Rows
+from dlm_jax.diffusion import schedules
+from dlm_jax.evaluation import likelihood
+from dlm_jax.information.schedules import uniform_sizes
+
+
+def first_rows(rows, count):
+    """Returns the first rows of a split (all for 0); they are in random order already."""
+    if not count or count >= len(rows):
+        return rows
+    segments = None if rows.segment_ids is None else rows.segment_ids[:count]
+    return Rows(rows.tokens[:count], rows.num_bytes[:count], rows.document[:count], segments)
+
+
+def schedule_of(config):
+    """Returns the noise schedule of a RunConfig."""
+    diffusion = config.diffusion
+    return schedules.make_schedule(diffusion.schedule, power=diffusion.schedule_power, epsilon=diffusion.time_epsilon)
+
+
+def is_autoregressive(config):
+    """Returns whether a RunConfig trains the autoregressive baseline."""
+    return config.diffusion.objective == "autoregressive"
+
+
+def likelihood_summary(config, denoiser, params, rows, key, *, mesh=None, quiet=False):
+    """Returns `likelihood.summarize` of the run's own likelihood: the bound, or exact for the AR baseline.
+
+    Args:
+      config: RunConfig.
+      denoiser, params: the model.
+      rows: packing.Rows.
+      key: PRNG key.
+      mesh: Mesh or None.
+      quiet: no progress.
+    """
+    if is_autoregressive(config):
+        losses, label = likelihood.autoregressive(denoiser, params), "evaluating left to right"
+    else:
+        losses = likelihood.bound(denoiser, params, schedule_of(config), config.eval.num_orders)
+        label = "evaluating the bound"
+    nats = likelihood.row_losses(
+        losses, rows, batch_size=config.eval.batch_size, key=rng.stream(key, "bound"), mesh=mesh, label=label,
+        quiet=quiet, interval=config.log.progress_seconds,
+    )  # fmt: skip
+    return likelihood.summarize(nats, rows.num_bytes, rows.document, rows.tokens.shape[1])
+
+
+def t_step_summary(config, denoiser, params, rows, key, num_steps, *, mesh=None, quiet=False):
+    """Returns `likelihood.summarize` of the T-step sampler with uniform sizes and a random order a row.
+
+    Args:
+      num_steps: T.
+      Others as in `likelihood_summary`.
+    """
+    losses = likelihood.t_step(denoiser, params, schedule_of(config), uniform_sizes(config.data.length, num_steps))
+    nats = likelihood.row_losses(
+        losses, rows, batch_size=config.eval.batch_size, key=rng.stream(key, "t_step"), mesh=mesh,
+        label=f"evaluating {num_steps} steps", quiet=quiet, interval=config.log.progress_seconds,
+    )  # fmt: skip
+    return likelihood.summarize(nats, rows.num_bytes, rows.document, rows.tokens.shape[1])
+
+
+def during_training(run):
+    """Returns the evaluators of a Run: validation likelihood on at most eval.num_rows rows."""
+    rows = first_rows(run.corpus.validation, run.config.eval.num_rows)
+    key = rng.stream(run.root_key, "evaluate")
+
+    def evaluate(params, step):
+        summary = likelihood_summary(run.config, run.denoiser, params, rows, key, mesh=run.mesh, quiet=True)
+        return {f"validation_{name}": summary[name] for name in ("nll_nats_per_token", "stderr", "bits_per_byte")}
+
+    return [evaluate]
+
+
+def t_step_rows(config, rows):
+    """Returns the rows on which T-step likelihoods are measured."""
+    return first_rows(rows, config.eval.t_step_rows)
+
+
+def byte_counts(rows):
+    """Returns the number of text bytes of a split."""
+    return int(np.sum(rows.num_bytes, dtype=np.int64))

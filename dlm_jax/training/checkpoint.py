@@ -1,0 +1,184 @@
+"""Checkpoints behind one facade. The only importer of orbax.
+
+A step's folder holds params, ema, opt_state and meta.json's content (config, corpus fingerprint). It appears under its
+final name only when it is complete, so a kill during a save leaves the earlier steps as they were.
+"""
+
+import pathlib
+import shutil
+import sys
+import warnings
+
+import jax
+import orbax.checkpoint as ocp
+
+from dlm_jax.training.state import TrainState
+
+_ARRAYS = ("params", "ema", "opt_state")
+_ITEMS = (*_ARRAYS, "meta")
+
+
+def folder(workdir):
+    """Returns the folder of a workdir's checkpoints."""
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def steps(workdir):
+    """Returns the complete steps of a workdir, oldest first; empty and foreign folders are not steps."""
+    found = []
+    for path in folder(workdir).glob("*"):
+        if path.name.isdecimal() and all((path / item).is_dir() for item in _ITEMS):
+            found.append(int(path.name))
+    return sorted(found)
+
+
+class Checkpoints:
+    """Saves and restores the state of one run.
+
+    Args:
+      workdir: the run's folder.
+      max_to_keep: how many steps to keep; older ones are deleted after a newer one is complete.
+    """
+
+    def __init__(self, workdir, max_to_keep):
+        self.workdir = workdir
+        folder(workdir).mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            _set_aside_broken(workdir)
+        self._manager = ocp.CheckpointManager(
+            folder(workdir),
+            item_names=_ITEMS,
+            options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, enable_async_checkpointing=True),
+        )
+
+    def save(self, state, meta):
+        """Starts saving a TrainState; the arrays are copied before this returns.
+
+        Args:
+          state: TrainState.
+          meta: dict of plain values, stored beside the arrays.
+        Raises:
+          OSError: if this save, or the one before it, could not be written. Earlier steps are untouched.
+        """
+        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _ARRAYS}
+        with _writing(self.workdir):
+            self._manager.save(
+                int(state.step), args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True
+            )
+
+    def wait(self):
+        """Returns when the last save is complete.
+
+        Raises:
+          OSError: if it could not be written.
+        """
+        with _writing(self.workdir):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def restore(self, abstract):
+        """Returns (TrainState, meta) of the newest step that can be read, or None if there is no step.
+
+        Args:
+          abstract: TrainState of jax.ShapeDtypeStruct with shardings; any mesh will do.
+        Raises:
+          ValueError: if steps are there and none fits; the message says why.
+        """
+        problems = []
+        for step in reversed(steps(self.workdir)):
+            try:
+                return self._restore_step(step, abstract)
+            except Exception as error:  # orbax raises many kinds for damage and mismatch alike
+                problems.append(f"step {step}: {_first_line(error)}")
+                print(f"checkpoint {problems[-1]}; trying an older one", file=sys.stderr)
+        if problems:
+            raise ValueError(f"{folder(self.workdir)}: no checkpoint could be restored; {problems[0]}")
+        return None
+
+    def _restore_step(self, step, abstract):
+        items = {name: ocp.args.StandardRestore(getattr(abstract, name)) for name in _ARRAYS}
+        with _quiet():
+            found = self._manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
+        where = abstract.step.sharding
+        count = jax.device_put(jax.numpy.int32(step), where)
+        return TrainState(count, found.params, found.ema, found.opt_state), found.meta
+
+    def close(self):
+        """Ends background work; every save must have been waited for."""
+        self._manager.close()
+
+
+def load_item(workdir, name="ema", step=None):
+    """Loads one item of a checkpoint without the rest, onto the local devices.
+
+    Args:
+      workdir: the run's folder.
+      name: "ema" or "params".
+      step: int, or None for the newest.
+    Returns:
+      (step, tree, meta).
+    Raises:
+      FileNotFoundError: if there is no checkpoint, or not that step.
+      ValueError: if it cannot be read.
+    """
+    there = steps(workdir)
+    if not there:
+        raise FileNotFoundError(f"{folder(workdir)}: holds no complete checkpoint")
+    if step is not None and step not in there:
+        raise FileNotFoundError(f"step={step}: must be one of {', '.join(map(str, there))}")
+    problems = []
+    for candidate in [step] if step is not None else reversed(there):
+        path = folder(workdir) / str(candidate)
+        try:
+            with _quiet():
+                tree = ocp.StandardCheckpointer().restore(path / name)
+                meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "meta")
+            return candidate, tree, meta
+        except Exception as error:  # see Checkpoints.restore
+            problems.append(f"{path}: cannot be read: {_first_line(error)}")
+            print(problems[-1], file=sys.stderr)
+    raise ValueError(problems[0])
+
+
+def _set_aside_broken(workdir):
+    """Moves step folders that are no complete checkpoint out of the way, so that the step can be saved again."""
+    good = set(steps(workdir))
+    for path in folder(workdir).glob("*"):
+        if path.name.isdecimal() and int(path.name) not in good:
+            aside = folder(workdir).with_name("checkpoints_incomplete")
+            aside.mkdir(exist_ok=True)
+            target = aside / path.name
+            number = 0
+            while target.exists():
+                number += 1
+                target = aside / f"{path.name}.{number}"
+            shutil.move(path, target)
+            print(f"{path}: not a complete checkpoint; moved to {target}", file=sys.stderr)
+
+
+class _writing:
+    """Turns the many errors of a failed write into one OSError that names the workdir."""
+
+    def __init__(self, workdir):
+        self.workdir = workdir
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise OSError(f"{folder(self.workdir)}: the checkpoint could not be written: {_first_line(error)}") from error
+
+
+class _quiet(warnings.catch_warnings):
+    """Hides the advice to restore onto stated shardings, where reading onto whatever is here is what is wanted."""
+
+    def __enter__(self):
+        result = super().__enter__()
+        warnings.simplefilter("ignore")
+        return result
+
+
+def _first_line(error):
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:300]
