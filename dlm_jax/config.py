@@ -55,9 +55,7 @@ class DataConfig:
         _at_least("data.max_document_bytes", self.max_document_bytes, 0)
         _at_least("data.num_documents", self.num_documents, 2)
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(
-                f"data.validation_fraction={self.validation_fraction}: must be above 0 and below 1"
-            )
+            raise ValueError(f"data.validation_fraction={self.validation_fraction}: must be above 0 and below 1")
         if not self.source:
             raise ValueError("data.source='': must name a corpus, for example 'embedded' or 'texts/*.txt'")
         if self.tokenizer == "bpe":
@@ -107,9 +105,7 @@ class ModelConfig:
                 f"model.embed_dim={self.embed_dim}: embed_dim / num_heads = {self.head_dim} must be even (RoPE)"
             )
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"model.num_kv_heads={self.num_kv_heads}: must divide model.num_heads={self.num_heads}"
-            )
+            raise ValueError(f"model.num_kv_heads={self.num_kv_heads}: must divide model.num_heads={self.num_heads}")
         if self.time_dim % 2:
             raise ValueError(f"model.time_dim={self.time_dim}: must be even")
 
@@ -497,9 +493,8 @@ def _build(cls, values, prefix):
 
 def _elsewhere(name):
     for group in dataclasses.fields(RunConfig):
-        if dataclasses.is_dataclass(group.type):
-            if name in {item.name for item in dataclasses.fields(group.type)}:
-                return [f"{group.name}.{name}"]
+        if dataclasses.is_dataclass(group.type) and name in {item.name for item in dataclasses.fields(group.type)}:
+            return [f"{group.name}.{name}"]
     return []
 
 

@@ -16,7 +16,9 @@ def define_flags(values):
     flags.DEFINE_string(
         "baseline", None, "workdir of an autoregressive baseline; default WORKDIR/baseline if there", flag_values=values
     )
-    flags.DEFINE_list("t_steps", None, "step counts of the T-step likelihood; default of the config", flag_values=values)
+    flags.DEFINE_list(
+        "t_steps", None, "step counts of the T-step likelihood; default of the config", flag_values=values
+    )
     flags.DEFINE_string("output", None, "JSON file; default WORKDIR/evaluate.json", flag_values=values)
 
 
@@ -46,9 +48,7 @@ def run(values):
     else:
         short = evaluators.t_step_rows(config, corpus.validation)
         for steps in t_steps or config.eval.t_steps:
-            found = evaluators.t_step_summary(
-                config, generator.denoiser, generator.params, short, key, steps
-            )
+            found = evaluators.t_step_summary(config, generator.denoiser, generator.params, short, key, steps)
             payload["t_step"][str(steps)] = found["nll_nats_per_token"]
             payload.setdefault("t_step_stderr", {})[str(steps)] = found["stderr"]
             payload.setdefault("t_step_bits_per_byte", {})[str(steps)] = found["bits_per_byte"]
@@ -72,7 +72,9 @@ def _baseline(workdir, generator, rows, key):
         raise ValueError(f"--baseline={workdir}: its tokenizer differs from the model's")
     if baseline.length != generator.length:
         raise ValueError(f"--baseline={workdir}: its length {baseline.length} must be {generator.length}")
-    return evaluators.likelihood_summary(baseline.config, baseline.denoiser, baseline.params, rows, key)["bits_per_byte"]
+    return evaluators.likelihood_summary(baseline.config, baseline.denoiser, baseline.params, rows, key)[
+        "bits_per_byte"
+    ]
 
 
 def _whole_numbers(texts):

@@ -63,7 +63,9 @@ def main(argv=None):
 
 
 def _run(module, values, verb, rest):
-    arguments = [f"dlm {verb}", *rest]
+    from dlm_jax.cli import options
+
+    arguments = [f"dlm {verb}", *options.resolve_config_names(rest)]
     # config_flags reads the overrides (--config.a.b=v) from sys.argv.
     before, sys.argv = sys.argv, arguments
     try:
@@ -90,14 +92,16 @@ def _one_line(error):
 def _overview():
     width = max(map(len, VERBS))
     lines = [f"  {verb:{width}}  {summary}" for verb, summary in VERBS.items()]
-    return "\n".join([
-        "usage: dlm VERB [flags]        (dlm VERB --help for the flags and an example)",
-        "",
-        *lines,
-        "",
-        "Exit codes: 0 done, 2 wrong input, 85 preempted and saved, 87 diverged.",
-        "Start with: dlm demo --workdir demo",
-    ])
+    return "\n".join(
+        [
+            "usage: dlm VERB [flags]        (dlm VERB --help for the flags and an example)",
+            "",
+            *lines,
+            "",
+            "Exit codes: 0 done, 2 wrong input, 85 preempted and saved, 87 diverged.",
+            "Start with: dlm demo --workdir demo",
+        ]
+    )
 
 
 def _help(verb, module, values):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import runpy
 
 from absl import flags
 from ml_collections import config_flags
@@ -77,6 +78,37 @@ def shipped_config(name):
     installed = pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py"
     checkout = pathlib.Path(__file__).parents[2] / "configs" / f"{name}.py"
     return next((path for path in (installed, checkout) if path.is_file()), None)
+
+
+def resolve_config_names(arguments):
+    """Returns command-line arguments in which `--config NAME` of a shipped config is its path."""
+    resolved = list(arguments)
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag.lstrip("-") != "config" or not flag.startswith("-"):
+            continue
+        place = index if equals else index + 1
+        value = value if equals else (arguments[place] if place < len(arguments) else "")
+        path = None if pathlib.Path(value).is_file() else shipped_config(value)
+        if path is not None and pathlib.Path(value).suffix in ("", ".py"):
+            resolved[place] = f"{flag}={path}" if equals else str(path)
+    return resolved
+
+
+def load_config_file(name):
+    """Returns the RunConfig of a config file or of a shipped config.
+
+    Raises:
+      FileNotFoundError: if there is neither.
+      ValueError: if the file cannot be run or breaks a rule.
+    """
+    path = pathlib.Path(name) if pathlib.Path(name).is_file() else shipped_config(name)
+    if path is None:
+        raise FileNotFoundError(f"--config={name!r}: no such file, and no shipped config of that name")
+    scope = runpy.run_path(str(path))
+    if "get_config" not in scope:
+        raise ValueError(f"{path}: must define get_config()")
+    return configs.from_dict(scope["get_config"]().to_dict())
 
 
 def emit(payload, path=None):

@@ -14,7 +14,9 @@ def define_flags(values):
     options.define_workdir(values)
     options.define_json(values)
     flags.DEFINE_integer("num_samples", None, "how many; default of the config", flag_values=values)
-    flags.DEFINE_integer("num_steps", None, "denoising steps; default of the config, 0 = one token a step", flag_values=values)
+    flags.DEFINE_integer(
+        "num_steps", None, "denoising steps; default of the config, 0 = one token a step", flag_values=values
+    )
     flags.DEFINE_list("sizes", None, "tokens revealed by each step, instead of --num_steps", flag_values=values)
     flags.DEFINE_string("selection", None, "random or confidence; default of the config", flag_values=values)
     flags.DEFINE_float("temperature", None, "0 = the most probable token; default of the config", flag_values=values)

@@ -116,7 +116,11 @@ def cut(document, max_bytes):
 
 
 def _embedded(name, cache_dir):
-    parts = {"embedded": ("docstrings", "topics"), "embedded:docstrings": ("docstrings",), "embedded:topics": ("topics",)}
+    parts = {
+        "embedded": ("docstrings", "topics"),
+        "embedded:docstrings": ("docstrings",),
+        "embedded:topics": ("topics",),
+    }
     if name not in parts:
         raise ValueError(f"data.source={name!r}: must be one of {', '.join(parts)}")
     path = cache_dir / (name.replace(":", "-") + ".jsonl")
@@ -169,7 +173,9 @@ def markov_chain(config):
 
 def _markov(config):
     if len(config.transition) > len(string.ascii_letters):
-        raise ValueError(f"data.transition: {len(config.transition)} states, must be at most {len(string.ascii_letters)}")
+        raise ValueError(
+            f"data.transition: {len(config.transition)} states, must be at most {len(string.ascii_letters)}"
+        )
     import jax  # a Markov corpus is drawn with a named key, like everything random
 
     key = jax.random.key(0)
@@ -294,12 +300,14 @@ def _local_builder(content, data_dir, examples):
         """Documents of local files."""
 
         VERSION = tfds.core.Version("1.0.0")
-        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=content, description="local text files")]
+        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=content, description="local text files"),)
         pkg_dir_path = pathlib.Path(__file__).parent
 
         def _info(self):
             return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()}), disable_shuffling=True
+                builder=self,
+                features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+                disable_shuffling=True,
             )
 
         def _split_generators(self, dl_manager):

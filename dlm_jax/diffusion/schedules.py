@@ -8,8 +8,8 @@
 | log_linear | 1 - (1 - eps) t     | 1 / t                                    |
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import jax.numpy as jnp
 

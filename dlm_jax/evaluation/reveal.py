@@ -4,6 +4,8 @@ An order says when each position is revealed: order[b, j] is the j-th position o
 the form: the first k positions of the order are visible, what do the others cost?
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -119,7 +121,7 @@ def prefix_losses(denoiser, params, tokens, key, count, boundaries, num_orders, 
         order = jnp.concatenate([random_orders(rng.stream(order_key, "order"), batch, count), hidden_tail], axis=1)
         if not is_bound:
             steps = jnp.asarray(boundaries, jnp.int32)
-            size = max(int(b) - int(a) for a, b in zip(boundaries[:-1], boundaries[1:], strict=True))
+            size = max(int(b) - int(a) for a, b in itertools.pairwise(boundaries))
             return t_step_losses(denoiser, params, tokens, order, steps, size, time_at).sum(axis=0)
         revealed = jax.random.randint(rng.stream(order_key, "count"), (), 0, count)
 

@@ -54,9 +54,7 @@ def logodds_sizes(length, num_steps):
     if num_steps <= 2:
         return uniform_sizes(length, num_steps)
     reach = math.log(length - 1)
-    inner = [
-        round(length / (1 + math.exp(reach - 2 * reach * u / (num_steps - 2)))) for u in range(num_steps - 1)
-    ]
+    inner = [round(length / (1 + math.exp(reach - 2 * reach * u / (num_steps - 2)))) for u in range(num_steps - 1)]
     return _from_boundaries([0, *inner, length], length)
 
 

@@ -67,7 +67,7 @@ def _tiled(hidden, kernel, targets, tile):
 def _tiled_forward(hidden, kernel, targets, tile):
     def add_tile(carry, starts):
         largest, total, picked = carry
-        _, ids, logits = _tile_logits(hidden, kernel, *starts, tile)
+        _, _, logits = _tile_logits(hidden, kernel, *starts, tile)
         new_largest = jnp.maximum(largest, logits.max(axis=-1))
         total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[..., None]).sum(axis=-1)
         offset = targets - starts[0]

@@ -46,10 +46,7 @@ class Denoiser:
         block_graph, block_state = nnx.split(block)
 
         def axes_of(state, prefix):
-            return {
-                path: prefix + tuple(variable.logical_axes)
-                for path, variable in nnx.to_flat_state(state)
-            }
+            return {path: prefix + tuple(variable.logical_axes) for path, variable in nnx.to_flat_state(state)}
 
         logical = {
             "stem": _unflatten(axes_of(stem_state, ())),
@@ -105,14 +102,12 @@ class Denoiser:
         """
         if (time is None) == self.config.time_conditioning:
             need = "must be given" if time is None else "must be None"
-            raise ValueError(
-                f"time: {need}, because model.time_conditioning={self.config.time_conditioning}"
-            )
+            raise ValueError(f"time: {need}, because model.time_conditioning={self.config.time_conditioning}")
         if cache is not None:
             raise ValueError(f"cache={type(cache).__name__}: this model keeps no cache; must be None")
         if tokens.ndim != 2:
             raise ValueError(f"tokens: shape {list(tokens.shape)} must be [B, L]")
-        batch, length = tokens.shape
+        length = tokens.shape[1]
         stem_graph, block_graph, _ = self._parts
         stem = nnx.merge(stem_graph, params["stem"])
         if positions is None:
@@ -125,9 +120,7 @@ class Denoiser:
         def run_block(x, layer, rows):
             block_params, layer_key = layer
             block = nnx.merge(block_graph, block_params)
-            return block(
-                x, rows=rows, positions=positions, mask=mask, conditioning=conditioning, key=layer_key
-            )
+            return block(x, rows=rows, positions=positions, mask=mask, conditioning=conditioning, key=layer_key)
 
         run_full = REMAT[self.config.remat](lambda x, layer: (run_block(x, layer, None), None))
         layers = (params["blocks"], layer_keys)

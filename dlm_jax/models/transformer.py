@@ -103,9 +103,7 @@ class SwiGLU(nnx.Module):
         d, f = config.embed_dim, config.hidden_dim
         self.gate = parameter(rngs, (d, f), (axes.EMBED, axes.MLP), fan_in=d)
         self.up = parameter(rngs, (d, f), (axes.EMBED, axes.MLP), fan_in=d)
-        self.down = parameter(
-            rngs, (f, d), (axes.MLP, axes.EMBED), fan_in=f, scale=(2 * config.num_layers) ** -0.5
-        )
+        self.down = parameter(rngs, (f, d), (axes.MLP, axes.EMBED), fan_in=f, scale=(2 * config.num_layers) ** -0.5)
 
     def __call__(self, x):
         return project(jax.nn.silu(project(x, self.gate[...])) * project(x, self.up[...]), self.down[...])

@@ -66,10 +66,12 @@ def parameter_shardings(logical_axes, abstract_params, mesh):
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_params)
     named = treedef.flatten_up_to(logical_axes)
-    return treedef.unflatten([
-        NamedSharding(mesh, spec(logical, leaf.shape, mesh, jax.tree_util.keystr(path)))
-        for (path, leaf), logical in zip(leaves, named, strict=True)
-    ])
+    return treedef.unflatten(
+        [
+            NamedSharding(mesh, spec(logical, leaf.shape, mesh, jax.tree_util.keystr(path)))
+            for (path, leaf), logical in zip(leaves, named, strict=True)
+        ]
+    )
 
 
 def batch_sharding(mesh, ndim=2):

@@ -1,7 +1,7 @@
 """A denoiser of your own: any function tokens -> log-probabilities, seen through the seam of `models.Denoiser`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import jax
 import jax.numpy as jnp

@@ -167,7 +167,9 @@ class _writing:
 
     def __exit__(self, kind, error, traceback):
         if error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise OSError(f"{folder(self.workdir)}: the checkpoint could not be written: {_first_line(error)}") from error
+            raise OSError(
+                f"{folder(self.workdir)}: the checkpoint could not be written: {_first_line(error)}"
+            ) from error
 
 
 class _quiet(warnings.catch_warnings):

@@ -43,7 +43,16 @@ PEAK_FLOPS = {
 }
 
 # A run may be continued with other values of these; everything else decides the parameters.
-_FREE_ON_RESUME = ("sample.", "eval.", "checkpoint.", "mesh.", "log.", "train.num_steps", "data.cache_dir", "data.source")
+_FREE_ON_RESUME = (
+    "sample.",
+    "eval.",
+    "checkpoint.",
+    "mesh.",
+    "log.",
+    "train.num_steps",
+    "data.cache_dir",
+    "data.source",
+)
 
 
 class Preempted(Exception):
@@ -144,9 +153,7 @@ def compiled_step(run):
 
 def initial_state(run):
     """Returns the state before the first step, made on the mesh."""
-    make = jax.jit(
-        lambda key: states.init_state(run.denoiser, run.optimizer, key), out_shardings=run.shardings
-    )
+    make = jax.jit(lambda key: states.init_state(run.denoiser, run.optimizer, key), out_shardings=run.shardings)
     return make(rng.stream(run.root_key, "init"))
 
 

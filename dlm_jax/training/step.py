@@ -54,16 +54,12 @@ def make_train_step(denoiser, objective, optimizer, config, root_key):
         split = jax.tree.map(lambda x: _micro_batches(x, config.micro_batches), batch)
         if config.micro_batches == 1:
             only = jax.tree.map(lambda x: x[0], split)
-            (total, (weight, constant)), grads = gradient(
-                params, step, 0, only["tokens"], only.get("segment_ids")
-            )
+            (total, (weight, constant)), grads = gradient(params, step, 0, only["tokens"], only.get("segment_ids"))
             return total, weight, constant, grads
 
         def add(carry, micro):
             index, rows = micro
-            (total, (weight, constant)), grads = gradient(
-                params, step, index, rows["tokens"], rows.get("segment_ids")
-            )
+            (total, (weight, constant)), grads = gradient(params, step, index, rows["tokens"], rows.get("segment_ids"))
             return jax.tree.map(jnp.add, carry, (total, weight, grads)), constant
 
         zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))

@@ -70,7 +70,9 @@ def make_writers(config, workdir, run_config):
         if config.wandb_project:
             writers.append(WandbWriter(config.wandb_project, workdir, run_config))
     except ModuleNotFoundError as error:
-        raise ValueError(f"log: {error.name} is not installed; install dlm_jax[tensorboard] or dlm_jax[wandb]") from None
+        raise ValueError(
+            f"log: {error.name} is not installed; install dlm_jax[tensorboard] or dlm_jax[wandb]"
+        ) from None
     return writers
 
 

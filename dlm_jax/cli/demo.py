@@ -1,0 +1,289 @@
+"""dlm demo: the main job on the embedded corpus, inside a time that the user chooses."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import shutil
+import sys
+import time
+
+from absl import flags
+
+from dlm_jax.cli import options
+
+EXAMPLE = "dlm demo --workdir demo --minutes 6"
+
+_SAMPLE_STEPS = (8, 32)  # and one token a step
+_EVALUATION_SHARE = 0.15  # of the whole time, at most
+_FIXED_SECONDS = 32  # compiling the evaluations and samplers, drawing the figures
+
+
+def define_flags(values):
+    options.define_workdir(values, "folder for everything that the demo makes")
+    options.define_json(values)
+    flags.DEFINE_float("minutes", 6.0, "how long the demo may take in all, on any machine", flag_values=values)
+    flags.DEFINE_string("config", "demo", "config file, or the name of a shipped one", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of the run", flag_values=values)
+
+
+def run(values):
+    started = time.monotonic()
+    workdir = pathlib.Path(options.required(values, "workdir"))
+    minutes = values["minutes"].value
+    if not 1 <= minutes < 1e6:
+        raise ValueError(f"--minutes={minutes}: must be at least 1")
+    config = dataclasses.replace(options.load_config_file(values["config"].value), seed=values["seed"].value)
+    say = _say
+    say(f"dlm demo: {minutes:g} minutes, everything goes to {workdir}")
+    from dlm_jax import config as configs
+    from dlm_jax.evaluation import evaluators, ngram
+    from dlm_jax.progress import Progress
+    from dlm_jax.training import loop
+
+    deadline = started + 60 * minutes
+    baseline_config = _autoregressive(config)
+    run_ = loop.prepare(_resumed(config, workdir), workdir, say=say)
+    shutil.copytree(loop.cache_dir(config, workdir), workdir / "baseline" / "data", dirs_exist_ok=True)
+    with Progress("byte trigram", interval=config.log.progress_seconds):
+        from dlm_jax.data import packing
+
+        train_texts, validation_texts = packing.documents(config.data, loop.cache_dir(config, workdir))
+        trigram = ngram.WittenBell(train_texts, order=3).bits_per_byte(validation_texts)
+    say(f"byte trigram (Witten-Bell) on the validation documents: {trigram:.3f} bits per byte")
+
+    # The plan: measure one step of each model, keep time for evaluation, share the rest equally.
+    jobs = {"diffusion": (workdir, run_), "autoregressive": (workdir / "baseline", None)}
+    planned, seconds = {}, {}
+    for name, (folder, prepared) in jobs.items():
+        wanted = config if name == "diffusion" else baseline_config
+        if prepared is None:
+            prepared = loop.prepare(_resumed(wanted, folder), folder, say=lambda line: None, quiet=True)
+        seconds[name] = (
+            0.0 if _is_started(folder) else loop.measure_step_seconds(prepared, label=f"measuring the {name} step")
+        )
+        planned[name] = prepared
+    plan = _Plan(config, planned["diffusion"], seconds["diffusion"], deadline - started, deadline)
+    states = {}
+    for position, (name, prepared) in enumerate(planned.items()):
+        folder = jobs[name][0]
+        allowed = plan.training_seconds(models_left=len(planned) - position)
+        if not _is_started(folder):
+            num_steps = max(20, int(allowed * 0.95 / seconds[name]))
+            resized = dataclasses.replace(
+                prepared.config,
+                train=dataclasses.replace(prepared.config.train, num_steps=num_steps),
+                checkpoint=dataclasses.replace(prepared.config.checkpoint, every_steps=max(1, num_steps // 4)),
+            )
+            say(
+                f"{name}: {prepared.denoiser.num_params:,} parameters, {1000 * seconds[name]:.0f} ms a step, "
+                f"{num_steps} steps in {allowed:.0f} s"
+            )
+            prepared = loop.prepare(resized, folder, say=lambda line: None, quiet=True)
+        begun = time.monotonic()
+        states[name] = (
+            prepared,
+            loop.train(prepared, stop_after_seconds=1.1 * allowed, label=f"training the {name} model"),
+            time.monotonic() - begun,
+        )
+    payload = _evaluate(config, states, plan, trigram, evaluators)
+    samples = _sample(workdir, config)
+    payload["seconds"] = time.monotonic() - started
+    page = _report(workdir, config, payload, samples, states)
+    configs.save(states["diffusion"][0].config, workdir / "config.json")
+    _conclude(workdir, payload, samples, page, values["json"].value, started, minutes)
+
+
+@dataclasses.dataclass
+class _Plan:
+    """Shares the time that is left; evaluation rows are chosen so that evaluating fits its share."""
+
+    config: object
+    run: object
+    step_seconds: float
+    total_seconds: float
+    deadline: float
+
+    def __post_init__(self):
+        config, rows = self.config, len(self.run.corpus.validation)
+        # One training step is about three forward passes of batch_size rows.
+        per_row = self.step_seconds / (3 * config.train.batch_size)
+        budget = _EVALUATION_SHARE * self.total_seconds
+        passes = 2 * config.eval.num_orders + 1  # both models
+        self.num_rows = rows if per_row == 0 else max(8, min(rows, int(0.5 * budget / (passes * per_row))))
+        steps = sum(self.t_steps())
+        self.t_step_rows = (
+            config.eval.t_step_rows
+            if per_row == 0
+            else max(4, min(config.eval.t_step_rows, int(budget / (steps * per_row))))
+        )
+        self.reserve = _FIXED_SECONDS + per_row * (passes * self.num_rows + 0.5 * steps * self.t_step_rows)
+
+    def t_steps(self):
+        """Powers of two up to the length."""
+        length = self.config.data.length
+        return sorted({2**i for i in range(int(math.log2(length)) + 1)} | {length, *_SAMPLE_STEPS})
+
+    def training_seconds(self, models_left):
+        left = self.deadline - time.monotonic() - self.reserve
+        return max(5.0, left / models_left)
+
+
+def _autoregressive(config):
+    """The same network, data, optimizer and batch; causal attention."""
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, attention="causal"),
+        diffusion=dataclasses.replace(config.diffusion, objective="autoregressive"),
+    )
+
+
+def _is_started(workdir):
+    from dlm_jax.training import checkpoint
+
+    return bool(checkpoint.steps(workdir))
+
+
+def _resumed(config, workdir):
+    """The configuration of a demo that was interrupted here, or the one given."""
+    from dlm_jax import config as configs
+
+    return configs.load(workdir / "config.json") if _is_started(workdir) else config
+
+
+def _evaluate(config, states, plan, trigram, evaluators):
+    import jax
+
+    key = jax.random.key(config.seed)
+    payload = {"trigram_bits_per_byte": trigram, "t_step_bits_per_byte": {}, "t_step": {}}
+    for name, (prepared, state, seconds) in states.items():
+        rows = evaluators.first_rows(prepared.corpus.validation, plan.num_rows)
+        summary = evaluators.likelihood_summary(
+            prepared.config, prepared.denoiser, state.ema, rows, key, mesh=prepared.mesh
+        )
+        payload[name] = {**summary, "num_steps": int(state.step), "training_seconds": seconds}
+    prepared, state, _ = states["diffusion"]
+    rows = evaluators.first_rows(prepared.corpus.validation, plan.t_step_rows)
+    for steps in plan.t_steps():
+        found = evaluators.t_step_summary(
+            prepared.config, prepared.denoiser, state.ema, rows, key, steps, mesh=prepared.mesh
+        )
+        payload["t_step"][str(steps)] = found["nll_nats_per_token"]
+        payload["t_step_bits_per_byte"][str(steps)] = [found["bits_per_byte"], found["bits_per_byte_stderr"]]
+    payload["t_step_rows"] = len(rows)
+    return payload
+
+
+def _sample(workdir, config):
+    import dlm_jax
+    from dlm_jax import files
+    from dlm_jax.progress import Progress
+
+    generator, samples = dlm_jax.load(workdir), []
+    for steps in (*_SAMPLE_STEPS, config.data.length):
+        with Progress(f"sampling with {steps} steps", interval=config.log.progress_seconds):
+            out = generator.sample(num_samples=1, num_steps=steps, seed=config.seed)
+        samples.append((steps, out.texts[0], int(out.nfe[0])))
+    lines = [json.dumps({"text": text, "nfe": nfe, "num_steps": steps}) for steps, text, nfe in samples]
+    files.write_text(workdir / "samples.jsonl", "\n".join(lines) + "\n")
+    return samples
+
+
+def _report(workdir, config, payload, samples, states):
+    from dlm_jax import files
+    from dlm_jax.information import report
+    from dlm_jax.progress import Progress
+
+    folder = workdir / "report"
+    with Progress("drawing the report", interval=config.log.progress_seconds):
+        curves = {}
+        for name, (prepared, state, seconds) in states.items():
+            lines = [json.loads(line) for line in (prepared.workdir / "metrics.jsonl").read_text().splitlines()]
+            lines = [line for line in lines if line.get("loss") is not None]
+            minutes = [line["step"] / int(state.step) * seconds / 60 for line in lines]
+            curves[name] = (minutes, [line["loss"] / math.log(2) for line in lines])
+        report.figure_loss(folder / "loss.png", curves)
+        t_steps = [int(t) for t in payload["t_step_bits_per_byte"]]
+        bits, stderr = zip(*payload["t_step_bits_per_byte"].values(), strict=True)
+        report.figure_steps(
+            folder / "steps.png", t_steps, bits, stderr,
+            {"autoregressive baseline": payload["autoregressive"]["bits_per_byte"],
+             "byte trigram": payload["trigram_bits_per_byte"]},
+        )  # fmt: skip
+        files.write_json(workdir / "evaluate.json", payload)
+        page = report.write(
+            folder,
+            title="A diffusion language model, trained just now",
+            facts=_facts(payload),
+            figures=[
+                (
+                    "steps.png",
+                    "Held-out bits per byte of the T-step sampler: fewer steps cost quality. Bars: 2 standard errors.",
+                ),
+                ("loss.png", "Training loss. The diffusion loss is a noisy estimate of a bound; the other is exact."),
+            ],
+            samples=[(f"{steps} steps ({nfe} denoiser calls)", text) for steps, text, nfe in samples],
+            commands=_next(workdir),
+            details=payload,
+        )
+    return page
+
+
+def _facts(payload):
+    diffusion, baseline = payload["diffusion"], payload["autoregressive"]
+    return [
+        (
+            "Diffusion model, bound",
+            f"{diffusion['bits_per_byte']:.3f} +- {diffusion['bits_per_byte_stderr']:.3f} bits per byte",
+        ),
+        (
+            "Autoregressive baseline, same network and training time",
+            f"{baseline['bits_per_byte']:.3f} +- {baseline['bits_per_byte_stderr']:.3f} bits per byte",
+        ),
+        ("Byte trigram (Witten-Bell)", f"{payload['trigram_bits_per_byte']:.3f} bits per byte"),
+        (
+            "Training",
+            f"{diffusion['num_steps']} steps in {diffusion['training_seconds']:.0f} s; baseline {baseline['num_steps']} steps in {baseline['training_seconds']:.0f} s",
+        ),
+        (
+            "Held out",
+            f"{diffusion['num_rows']} rows of {diffusion['num_documents']} documents; T-step likelihood on {payload['t_step_rows']} rows",
+        ),
+    ]
+
+
+def _next(workdir):
+    return [
+        ("Sample with a prompt", f'dlm sample --workdir {workdir} --num_steps 32 --prompt "Return the"'),
+        ("Evaluate at other step counts", f"dlm evaluate --workdir {workdir} --t_steps 4,16,64"),
+        ("Train on your own text", "dlm train --config demo --workdir runs/mine --config.data.source='my/*.txt'"),
+    ]
+
+
+def _conclude(workdir, payload, samples, page, only_json, started, minutes):
+    if only_json:
+        print(json.dumps(payload, indent=1))
+        return
+    for steps, text, nfe in samples:
+        print(f"--- sample, T = {steps} ({nfe} denoiser calls)\n{text}\n")
+    for label, value in _facts(payload):
+        print(f"{label}: {value}")
+    diffusion, trigram = payload["diffusion"], payload["trigram_bits_per_byte"]
+    above = diffusion["bits_per_byte"] + 2 * diffusion["bits_per_byte_stderr"] - trigram
+    if above < 0:
+        print(f"The bound plus 2 standard errors lies {-above:.3f} bits per byte below the trigram.")
+    else:
+        print(
+            f"The bound plus 2 standard errors is {above:.3f} bits per byte above the trigram: "
+            f"{diffusion['num_steps']} steps were all that this machine could do in the time; try --minutes "
+            f"{math.ceil(3 * minutes)} in another --workdir."
+        )
+    print(f"\nreport   {page}\nsamples  {workdir / 'samples.jsonl'}\nnumbers  {workdir / 'evaluate.json'}")
+    print("\nNext:")
+    for what, command in _next(workdir):
+        print(f"  {command}   # {what.lower()}")
+    _say(f"finished in {time.monotonic() - started:.0f} s")
+
+
+def _say(line):
+    print(line, file=sys.stderr, flush=True)
