@@ -60,10 +60,12 @@ class DataConfig:
             raise ValueError("data.source='': must name a corpus, for example 'embedded' or 'texts/*.txt'")
         if self.tokenizer == "bpe":
             _at_least("data.vocab_size", self.vocab_size, 257)
-        for row in self.transition:
-            if not isinstance(row, tuple) or len(row) != len(self.transition):
-                raise ValueError(f"data.transition={self.transition}: must be a square table")
-            if min(row) < 0 or abs(sum(row) - 1) > 1e-6:
+        rows = self.transition
+        if not rows or any(not isinstance(row, tuple) or len(row) != len(rows) for row in rows):
+            raise ValueError(f"data.transition={rows}: must be a square table")
+        for row in rows:
+            is_numbers = all(isinstance(value, (int, float)) for value in row)
+            if not (is_numbers and min(row) >= 0 and abs(sum(row) - 1) <= 1e-6):
                 raise ValueError(f"data.transition: row {row} must be probabilities that sum to 1")
 
 
@@ -228,6 +230,8 @@ class EvalConfig:
         _at_least("eval.batch_size", self.batch_size, 1)
         _at_least("eval.num_orders", self.num_orders, 1)
         for steps in self.t_steps:
+            if type(steps) is not int:
+                raise ValueError(f"eval.t_steps={steps!r}: must be whole numbers")
             _at_least("eval.t_steps", steps, 1)
 
 
@@ -477,7 +481,7 @@ def _build(cls, values, prefix):
     fields = {item.name: item for item in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            close = difflib.get_close_matches(str(name), fields, n=1) or _elsewhere(str(name))
+            close = _elsewhere(str(name)) or difflib.get_close_matches(str(name), fields, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(fields)}"
             raise ValueError(f"{prefix}{name}: unknown field{hint}")
     hints = typing.get_type_hints(cls)
