@@ -184,6 +184,8 @@ def load(path):
     if kind == "bytes":
         return ByteTokenizer()
     if kind == "characters":
+        if not all(isinstance(values.get(field), str) for field in ("name", "alphabet")):
+            raise ValueError(f"{path}: not a tokenizer.json: 'name' and 'alphabet' must be text")
         return CharacterTokenizer(values["name"], values["alphabet"])
     from tokenizers import Tokenizer
 
