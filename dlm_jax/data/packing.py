@@ -82,7 +82,12 @@ def prepare(config, cache_dir, *, quiet=False, interval=10.0, say=print):
         for split, content in splits.items():
             entries[split] = write(cache_dir / split, content, tokenizer, config, report, quiet, interval)
         tokenizers.save(tokenizer, cache_dir / "tokenizer.json")
-        manifest = {"key": key, "splits": entries, "skipped": report.problems}
+        manifest = {
+            "key": key,
+            "splits": entries,
+            "tokenizer_sha256": tokenizers.sha256(tokenizer),
+            "skipped": report.problems,
+        }
         files.write_json(cache_dir / "manifest.json", manifest)
         corpus = _open(cache_dir, key, config)
     for line in report.lines():
@@ -275,6 +280,8 @@ def _open(cache_dir, key, config):
         if manifest["key"] != key:
             return None
         tokenizer = tokenizers.load(cache_dir / "tokenizer.json")
+        if tokenizers.sha256(tokenizer) != manifest["tokenizer_sha256"]:
+            return None
         splits = {}
         for split, entry in manifest["splits"].items():
             arrays = {}

@@ -106,10 +106,14 @@ def cut(document, max_bytes):
         end = max_bytes
         while end > 0 and encoded[end] & 0xC0 == 0x80:  # never inside a character
             end -= 1
-        end = end or max_bytes
-        yield encoded[:end].decode("utf-8", errors="replace")
+        if end == 0:  # a character is longer than that: it stays whole
+            end = 1
+            while end < len(encoded) and encoded[end] & 0xC0 == 0x80:
+                end += 1
+        yield encoded[:end].decode("utf-8")
         encoded = encoded[end:]
-    yield encoded.decode("utf-8")
+    if encoded:
+        yield encoded.decode("utf-8")
 
 
 # ---------------------------------------------------------------------------------------------- embedded
@@ -296,26 +300,29 @@ def _local_builder(content, data_dir, examples):
     """Returns a prepared tfds builder of text documents, keyed by the hash of their content."""
     tfds = _import_tfds()
 
-    class LocalText(tfds.core.GeneratorBasedBuilder):
-        """Documents of local files."""
+    with tfds.core.registered.skip_registration():  # one class a call: a process may read several corpora
 
-        VERSION = tfds.core.Version("1.0.0")
-        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=content, description="local text files"),)
-        pkg_dir_path = pathlib.Path(__file__).parent
+        class LocalText(tfds.core.GeneratorBasedBuilder):
+            """Documents of local files."""
 
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
-                disable_shuffling=True,
-            )
+            VERSION = tfds.core.Version("1.0.0")
+            BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=content, description="local text files"),)
+            pkg_dir_path = pathlib.Path(__file__).parent
+            code_path = pathlib.Path(__file__)  # tfds finds it with importlib_resources, which it does not require
 
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
+            def _info(self):
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+                    disable_shuffling=True,
+                )
 
-        def _generate_examples(self):
-            for index, text in enumerate(examples()):
-                yield index, {"text": text}
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                for index, text in enumerate(examples()):
+                    yield index, {"text": text}
 
     builder = LocalText(config=content, data_dir=str(data_dir), file_format="array_record")
     builder.download_and_prepare()
