@@ -18,6 +18,7 @@ import ast
 import contextlib
 import glob
 import hashlib
+import io
 import json
 import logging
 import os
@@ -218,17 +219,22 @@ def _text_files(paths, config, cache_dir, report):
     digest = digest.hexdigest()
     problems_path = cache_dir / "tfds" / f"problems-{digest[:16]}.json"
 
-    def examples():
-        found = Report()
+    def documents(found):
         for path in paths:
             yield from _read_file(path, config, found)
+
+    def examples():
+        found = Report()
+        yield from documents(found)
         files.write_json(problems_path, found.problems)
 
+    if not problems_path.exists() and next(documents(found := Report()), None) is None:
+        raise ValueError(
+            f"data.source={config.source!r}: holds no document" + "".join(f"; {line}" for line in found.lines()[:1])
+        )
     builder = _local_builder(digest[:16], cache_dir / "tfds", examples)
     for place, reason in files.read_json(problems_path) if problems_path.exists() else ():
         report.add(place, reason)
-    if builder.info.splits["train"].num_examples == 0:
-        raise ValueError(f"data.source={config.source!r}: holds no document")
     return Source(digest, lambda: _records(builder.as_data_source(split="train"), "text"))
 
 
@@ -269,8 +275,8 @@ def _json_documents(path, lines, config, report):
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            report.add(f"{path}:{number}", f"not JSON: {error.msg}")
+        except (ValueError, RecursionError) as error:
+            report.add(f"{path}:{number}", f"not JSON: {getattr(error, 'msg', error)}")
             continue
         text = record.get(config.text_field) if isinstance(record, dict) else None
         if not isinstance(text, str):
@@ -325,7 +331,8 @@ def _local_builder(content, data_dir, examples):
                     yield index, {"text": text}
 
     builder = LocalText(config=content, data_dir=str(data_dir), file_format="array_record")
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):  # tfds announces a download; stdout belongs to the verbs
+        builder.download_and_prepare()
     return builder
 
 
@@ -341,6 +348,8 @@ def _tfds(name, config, report):
         raise ValueError(
             f"data.text_field={config.text_field!r}: {label} has the fields {', '.join(builder.info.features)}"
         )
+    if not isinstance(builder.info.features[config.text_field], tfds.features.Text):
+        raise ValueError(f"data.text_field={config.text_field!r}: that field of {label} is not text")
     digest = hashlib.sha256(f"{builder.info.full_name} {builder.info.splits['train'].shard_lengths}".encode())
     return Source(digest.hexdigest(), lambda: _records(data, config.text_field))
 
