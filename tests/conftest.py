@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for the whole suite, before jax is used."""
+"""Eight virtual CPU devices for the whole suite, before jax is used; the default run says what it left out."""
 
 import os
 
@@ -7,3 +7,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+_left_out = []
+
+
+def pytest_deselected(items):
+    _left_out.extend(item.nodeid for item in items if item.get_closest_marker("slow"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _left_out:
+        terminalreporter.write_line(f"left out {len(_left_out)} slow tests; run them with: python -m pytest -m slow")

@@ -226,9 +226,9 @@ def train(run, *, evaluators=(), stop_after_seconds=None, label="training"):
             state, metrics = step_fn(state, batch)
             done = step + 1
             report.update(done)
-            if done % config.log.every_steps == 0 or done == last:
-                meter.record(done, metrics)
             is_out_of_time = stop_after_seconds is not None and time.monotonic() - started > stop_after_seconds
+            if done % config.log.every_steps == 0 or done == last or is_out_of_time:
+                meter.record(done, metrics)
             if evaluators and config.eval.every_steps and done % config.eval.every_steps == 0:
                 meter.pause()
                 for evaluate in evaluators:

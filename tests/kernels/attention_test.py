@@ -1,0 +1,78 @@
+"""Every implementation of attention is the reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm_jax.kernels.attention import IMPLEMENTATIONS, attention
+
+FAST = sorted(set(IMPLEMENTATIONS) - {"reference"})
+# (batch, heads, kv heads, rows, length, head_dim)
+SHAPES = [(2, 4, 4, 5, 5, 8), (1, 6, 2, 3, 7, 2), (3, 4, 1, 1, 9, 6), (2, 2, 2, 13, 1, 4)]
+
+
+def make_inputs(shape, dtype=jnp.float32):
+    batch, heads, kv_heads, rows, length, head_dim = shape
+    keys = jax.random.split(jax.random.key(1), 5)
+    q = jax.random.normal(keys[0], (batch, heads, rows, head_dim), dtype)
+    k = jax.random.normal(keys[1], (batch, kv_heads, length, head_dim), dtype)
+    v = jax.random.normal(keys[2], (batch, kv_heads, length, head_dim), dtype)
+    cotangent = jax.random.normal(keys[3], q.shape, dtype)
+    mask = jax.random.bernoulli(keys[4], 0.5, (batch, 1, rows, length)).at[..., 0].set(True)
+    return q, k, v, cotangent, mask
+
+
+def values_and_gradients(name, q, k, v, cotangent, mask):
+    out, pull = jax.vjp(lambda *x: attention(*x, mask=mask, implementation=name), q, k, v)
+    return [out, *pull(cotangent)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("masking", ["none", "random", "shared", "one_key"])
+@pytest.mark.parametrize("name", FAST)
+def test_implementation_equals_reference_in_values_and_gradients(name, masking, shape):
+    q, k, v, cotangent, mask = make_inputs(shape)
+    one_key = jnp.zeros_like(mask).at[..., shape[4] // 2].set(True)
+    mask = {"none": None, "random": mask, "shared": mask[:1], "one_key": one_key}[masking]
+    for have, want in zip(
+        values_and_gradients(name, q, k, v, cotangent, mask),
+        values_and_gradients("reference", q, k, v, cotangent, mask),
+        strict=True,
+    ):
+        np.testing.assert_allclose(have, want, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))
+def test_one_visible_key_returns_its_value(name):
+    q, k, v, _, mask = make_inputs((2, 4, 2, 3, 5, 4))
+    mask = jnp.zeros_like(mask).at[..., 3].set(True)
+    want = np.broadcast_to(np.repeat(v[:, :, 3:4], 2, axis=1), q.shape)
+    np.testing.assert_allclose(attention(q, k, v, mask=mask, implementation=name), want, rtol=1e-6)
+    # Variation: with every key visible the answer is another one.
+    assert np.abs(attention(q, k, v, implementation=name) - want).max() > 0.1
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_query_heads_share_consecutively_not_interleaved(name):
+    q, k, v, _, _ = make_inputs((1, 4, 2, 3, 5, 4))
+    have = attention(q, k, v, implementation=name)
+    wrong = jnp.tile(k, (1, 2, 1, 1)), jnp.tile(v, (1, 2, 1, 1))
+    np.testing.assert_allclose(have, attention(q, k, v, implementation="reference"), atol=2e-6)
+    assert np.abs(have - attention(q, *wrong, implementation="reference")).max() > 0.05
+
+
+@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))
+def test_large_scores_do_not_overflow(name):
+    q, k, v, cotangent, mask = make_inputs((2, 4, 2, 3, 5, 4))
+    for array in values_and_gradients(name, 100 * q, 100 * k, v, cotangent, mask):
+        assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_bfloat16_stays_close_and_keeps_its_dtype(name):
+    q, k, v, _, mask = make_inputs((2, 4, 2, 6, 9, 8), jnp.bfloat16)
+    have = attention(q, k, v, mask=mask, implementation=name)
+    wide = attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask=mask, implementation="reference")
+    assert have.dtype == jnp.bfloat16
+    np.testing.assert_allclose(have.astype(jnp.float32), wide, atol=0.04)
