@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dlm_jax.kernels import cross_entropy as module
 from dlm_jax.kernels.cross_entropy import cross_entropy, cross_entropy_reference
@@ -20,15 +18,18 @@ def make_inputs(vocab_size, seed=0, shape=(2, 3), dim=5, dtype=jnp.float32):
 
 
 def values_and_gradients(function, hidden, kernel, targets, cotangent):
-    out, pull = jax.vjp(lambda h, w: function(h, w, targets), hidden, kernel)
-    return [out, *pull(cotangent)]
+    @jax.jit
+    def run(hidden, kernel, cotangent):
+        out, pull = jax.vjp(lambda h, w: function(h, w, targets), hidden, kernel)
+        return [out, *pull(cotangent)]
+
+    return run(hidden, kernel, cotangent)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(st.integers(2, 23), st.data())
-def test_tiled_equals_reference_for_any_tile_and_any_cotangent(vocab_size, data):
-    tile = data.draw(st.integers(1, vocab_size - 1))
-    inputs = make_inputs(vocab_size, seed=data.draw(st.integers(0, 99)))
+# Tiles that divide V and tiles that do not; a tile of one; a last tile with one new entry.
+@pytest.mark.parametrize(("vocab_size", "tile"), [(12, 4), (12, 5), (11, 10), (5, 1)])
+def test_tiled_equals_reference_for_any_tile_and_any_cotangent(vocab_size, tile):
+    inputs = make_inputs(vocab_size, seed=tile)
     for have, want in zip(
         values_and_gradients(lambda h, w, t: cross_entropy(h, w, t, tile=tile), *inputs),
         values_and_gradients(cross_entropy_reference, *inputs),
@@ -37,7 +38,7 @@ def test_tiled_equals_reference_for_any_tile_and_any_cotangent(vocab_size, data)
         np.testing.assert_allclose(have, want, rtol=2e-5, atol=5e-6)
 
 
-@pytest.mark.parametrize("target", [7, 8, 9, 10])
+@pytest.mark.parametrize("target", [7, 8])
 def test_targets_in_the_overlap_of_the_last_tile_count_once(target):
     # V = 11, tile 4: tiles start at 0, 4 and 7; token 7 lies in the last two.
     hidden, kernel, targets, cotangent = make_inputs(11)
