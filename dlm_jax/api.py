@@ -56,6 +56,11 @@ def _check_params(workdir, denoiser, params):
             )
 
 
+def _check_num_samples(num_samples):
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples={num_samples}: must be a whole number of at least 1")
+
+
 class Generator:
     """A trained model, ready to be used.
 
@@ -99,8 +104,7 @@ class Generator:
         """
         self._needs_diffusion("sample")
         num_samples = self.config.sample.num_samples if num_samples is None else num_samples
-        if not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}: must be a whole number of at least 1")
+        _check_num_samples(num_samples)
         tokens = self._encode(prompt, "prompt")
         canvas = canvases.with_prompt(tokens, num_samples, self.length, self.denoiser.mask_id)
         return self._run(
@@ -122,6 +126,7 @@ class Generator:
           ValueError: naming the argument, its value and what is allowed.
         """
         self._needs_diffusion("infill")
+        _check_num_samples(num_samples)
         canvas = canvases.from_template(
             template, lambda text: self._encode(text, "template"), num_samples, self.length, self.denoiser.mask_id
         )

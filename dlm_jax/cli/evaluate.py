@@ -37,6 +37,9 @@ def run(values):
     for steps in t_steps or ():
         if not 1 <= steps <= config.data.length:
             raise ValueError(f"--t_steps={steps}: must be between 1 and data.length={config.data.length}")
+    baseline = values["baseline"].value or (workdir / "baseline" if (workdir / "baseline").is_dir() else None)
+    if baseline is not None and not evaluators.is_autoregressive(config):
+        baseline = _load_baseline(baseline, generator)  # a wrong one is refused before the long work
     say = (lambda line: None) if values["json"].value else (lambda line: print(line, file=sys.stderr))
     corpus = packing.prepare(config.data, loop.cache_dir(config, workdir), say=say)
     rows = evaluators.first_rows(corpus.validation, config.eval.num_rows)
@@ -52,15 +55,15 @@ def run(values):
             payload["t_step"][str(steps)] = found["nll_nats_per_token"]
             payload.setdefault("t_step_stderr", {})[str(steps)] = found["stderr"]
             payload.setdefault("t_step_bits_per_byte", {})[str(steps)] = found["bits_per_byte"]
-        baseline = values["baseline"].value or (workdir / "baseline" if (workdir / "baseline").is_dir() else None)
         if baseline is not None:
-            payload["ar_bits_per_byte"] = _baseline(baseline, generator, rows, key)
+            found = evaluators.likelihood_summary(baseline.config, baseline.denoiser, baseline.params, rows, key)
+            payload["ar_bits_per_byte"] = found["bits_per_byte"]
     if not values["json"].value:
         print(_table(payload), file=sys.stderr)
     options.emit(payload, values["output"].value or workdir / "evaluate.json")
 
 
-def _baseline(workdir, generator, rows, key):
+def _load_baseline(workdir, generator):
     import dlm_jax
     from dlm_jax.data import tokenizers
     from dlm_jax.evaluation import evaluators
@@ -72,9 +75,7 @@ def _baseline(workdir, generator, rows, key):
         raise ValueError(f"--baseline={workdir}: its tokenizer differs from the model's")
     if baseline.length != generator.length:
         raise ValueError(f"--baseline={workdir}: its length {baseline.length} must be {generator.length}")
-    return evaluators.likelihood_summary(baseline.config, baseline.denoiser, baseline.params, rows, key)[
-        "bits_per_byte"
-    ]
+    return baseline
 
 
 def _whole_numbers(texts):

@@ -70,6 +70,12 @@ def _run(module, values, verb, rest):
     before, sys.argv = sys.argv, arguments
     try:
         extra = values(arguments)[1:]
+    except (flags.Error, OSError):
+        raise
+    except Exception as error:  # config files and overrides run inside the parser and raise what they like
+        if os.environ.get("DLM_TRACEBACK"):
+            raise
+        raise UsageError(options.explain_parse_error(error, arguments)) from None
     finally:
         sys.argv = before
     if extra:

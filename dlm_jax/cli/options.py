@@ -65,7 +65,31 @@ def run_config(values):
         given = required(values, "config")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--config: {error}") from None
+    return _run_config_of(given, config_flags.get_config_filename(values["config"]))
+
+
+def _run_config_of(given, place):
+    if not hasattr(given, "to_dict"):
+        raise ValueError(f"{place}: get_config() must return a ConfigDict, not {type(given).__name__}")
     return configs.from_dict(given.to_dict())
+
+
+def explain_parse_error(error, arguments):
+    """Returns the line for an exception that is no flags.Error: the config file's own, or an unknown field's.
+
+    Args:
+      error: Exception, raised while flags were parsed.
+      arguments: the command line.
+    """
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = flag.partition("=")
+        if name in ("-config", "--config"):
+            try:
+                load_config_file(value if equals else following)
+            except (ValueError, OSError) as own:
+                return str(own)
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    return f"--config: {text}"
 
 
 def shipped_config(name):
@@ -105,10 +129,14 @@ def load_config_file(name):
     path = pathlib.Path(name) if pathlib.Path(name).is_file() else shipped_config(name)
     if path is None:
         raise FileNotFoundError(f"--config={name!r}: no such file, and no shipped config of that name")
-    scope = runpy.run_path(str(path))
+    try:
+        scope = runpy.run_path(str(path))
+        given = scope["get_config"]() if "get_config" in scope else None
+    except Exception as error:  # a config file is a program: anything can happen in it
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from None
     if "get_config" not in scope:
         raise ValueError(f"{path}: must define get_config()")
-    return configs.from_dict(scope["get_config"]().to_dict())
+    return _run_config_of(given, path)
 
 
 def emit(payload, path=None):

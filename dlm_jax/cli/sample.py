@@ -29,6 +29,10 @@ def define_flags(values):
 def run(values):
     workdir = options.required(values, "workdir")
     sizes = _sizes(values["sizes"].value)
+    if sizes is not None and values["num_steps"].value is not None:
+        raise ValueError("--num_steps, --sizes: only one of them can be given")
+    if values["infill"].value is not None and values["prompt"].value:
+        raise ValueError("--infill, --prompt: only one of them can be given; a template holds its own text")
     import pathlib
 
     import dlm_jax

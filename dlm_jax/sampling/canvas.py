@@ -43,7 +43,10 @@ def from_template(template, encode, num_samples, max_length, mask_id):
     """
     pieces, end = [], 0
     for found in _MASK_SPAN.finditer(template):
-        pieces += [encode(template[end : found.start()]), np.full(int(found[1] or 1), mask_id, np.int32)]
+        count = int(found[1] or 1)
+        if count > max_length:
+            raise ValueError(f"template: {found[0]} must be at most the length {max_length}")
+        pieces += [encode(template[end : found.start()]), np.full(count, mask_id, np.int32)]
         end = found.end()
     tokens = np.concatenate([*pieces, encode(template[end:])]).astype(np.int32)
     if not (tokens == mask_id).any():
