@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 
-from absl import flags
+from absl import flags, logging
 
 DONE, WRONG_INPUT, PREEMPTED, DIVERGED = 0, 2, 85, 87
 
@@ -54,6 +54,7 @@ def main(argv=None):
         return DONE
     if os.environ.get("DLM_TRACEBACK"):
         return _run(module, values, verb, rest)
+    logging.set_verbosity(logging.FATAL)  # orbax logs its threads' tracebacks; the error itself reaches us
     try:
         return _run(module, values, verb, rest)
     except (UsageError, flags.Error, ValueError, OSError) as error:

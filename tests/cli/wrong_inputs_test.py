@@ -193,7 +193,7 @@ WITH_MODEL = {
     "prompt too long": ((*SAMPLE, f"--prompt={'x' * 32}"), "prompt: 32 tokens must be fewer than the length 32"),
     "infill without mask": ((*SAMPLE, "--infill=no mask"), r"template: must hold \[MASK\]"),
     "infill too long": ((*SAMPLE, "--infill=[MASK*33]"), r"template: \[MASK\*33\] must be at most the length 32"),
-    "infill with text too long": ((*SAMPLE, "--infill=x[MASK*32]"), "template: 33 tokens must be at most the length 32"),
+    "infill with text too long": ((*SAMPLE, "--infill=x[MASK*32]"), "template: 33 tokens must be at most the length"),
     "infill far too long": ((*SAMPLE, "--infill=[MASK*99999999999999999999]"), "template: .*must be at most"),
     "infill and prompt": ((*SAMPLE, "--infill=a[MASK]", "--prompt=b"), "--infill.*--prompt"),
     "steps and sizes": ((*SAMPLE, "--num_steps=4", "--sizes=16,16"), "--num_steps.*--sizes"),

@@ -148,9 +148,7 @@ def test_frozen_positions_never_change_and_skip_the_steps_they_cover():
     bed = markov(6)
     canvas = np.full((64, 6), bed.mask_id, np.int32)
     canvas[:, :3] = [0, 1, 2]
-    out = sampling.sample(
-        bed.denoise, key=jax.random.key(1), mask_id=bed.mask_id, canvas=canvas, sizes=[2, 2, 1, 1]
-    )
+    out = sampling.sample(bed.denoise, key=jax.random.key(1), mask_id=bed.mask_id, canvas=canvas, sizes=[2, 2, 1, 1])
     assert (out.tokens[:, :3] == [0, 1, 2]).all() and (out.tokens < bed.vocab_size).all()
     assert (out.nfe == 3).all()  # the step over slots 0-1 is skipped, the one over 2-3 has one token left to reveal
     assert (out.reveal_step[:, :3] == -1).all() and (out.reveal_step[:, 3:] >= 0).all()
