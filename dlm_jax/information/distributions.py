@@ -58,7 +58,8 @@ class _Distribution:
     def denoise(self, tokens):
         """Returns float[B, L, V], log p(x_i | revealed), for int[B, L] tokens with `mask_id` where hidden."""
         xp = _namespace(tokens)
-        answer = _normalise(self._posterior(tokens, xp), xp)
+        is_possible = (self.log_marginal(tokens) > -xp.inf)[:, None, None]
+        answer = _normalise(xp.where(is_possible, self._posterior(tokens, xp), 0.0), xp)
         is_masked = (tokens == self.mask_id)[..., None]
         return xp.where(is_masked, answer, _one_hot_log(tokens, self.vocab_size, xp))
 
