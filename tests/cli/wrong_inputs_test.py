@@ -16,7 +16,9 @@ import pytest
 
 from dlm_jax import files
 from dlm_jax.cli.main import main
+from dlm_jax.data import tokenizers
 
+TOKENIZER = pathlib.Path("data", "tokenizer.json")
 TINY = ("--config.train.num_steps=6", "--config.checkpoint.every_steps=3", "--config.train.batch_size=16")
 
 
@@ -282,15 +284,13 @@ def test_an_undamaged_copy_is_not_refused(trained, before, tmp_path):
 
 
 def test_a_baseline_that_cannot_be_compared_is_refused(trained, before, tmp_path, capsys):
-    causal = ("--config.model.attention=causal", "--config.diffusion.objective=autoregressive")
-    short = ("--config.train.num_steps=1", "--config.optimizer.warmup_steps=0", "--config.eval.num_rows=8")
-    other = ("--config.data.tokenizer=bpe", "--config.data.vocab_size=300")
-    baseline = tmp_path / "baseline"
-    assert quiet_main("train", "--config", "debug", "--workdir", baseline, *causal, *short, *other) == 0
-    copy = tmp_path / "copy"
-    shutil.copytree(trained, copy)
-    with_field("eval", "num_rows", 8)(copy)
-    with_field("eval", "t_steps", [1])(copy)
+    copy, baseline = tmp_path / "copy", tmp_path / "baseline"
+    for folder in (copy, baseline):
+        shutil.copytree(trained, folder)
+    # The same network read as a causal one, with another tokenizer of as many tokens.
+    with_field("model", "attention", "causal")(baseline)
+    with_field("diffusion", "objective", "autoregressive")(baseline)
+    tokenizers.save(tokenizers.CharacterTokenizer("other", "".join(map(chr, range(257)))), baseline / TOKENIZER)
     line = refused(capsys, "evaluate", "--workdir", copy, "--baseline", baseline)
     assert re.search(r"--baseline=.*baseline: its tokenizer differs from the model's", line), line
     line = refused(capsys, "evaluate", "--workdir", copy, "--baseline", copy)
