@@ -16,7 +16,7 @@ EXAMPLE = "dlm demo --workdir demo --minutes 6"
 
 _SAMPLE_STEPS = (8, 32)  # and one token a step
 _EVALUATION_SHARE = 0.15  # of the whole time, at most
-_FIXED_SECONDS = 32  # compiling the evaluations and samplers, drawing the figures
+_FIXED_SECONDS = 25  # compiling the evaluations and samplers, drawing the figures
 
 
 def define_flags(values):
@@ -65,9 +65,9 @@ def run(values):
         planned[name] = prepared
     plan = _Plan(config, planned["diffusion"], seconds["diffusion"], deadline - started, deadline)
     states = {}
-    for position, (name, prepared) in enumerate(planned.items()):
+    allowed = plan.training_seconds() / len(planned)  # the same for both
+    for name, prepared in planned.items():
         folder = jobs[name][0]
-        allowed = plan.training_seconds(models_left=len(planned) - position)
         if not _is_started(folder):
             num_steps = max(20, int(allowed * 0.95 / seconds[name]))
             resized = dataclasses.replace(
@@ -123,9 +123,9 @@ class _Plan:
         """Few enough that compiling them does not eat the time."""
         return sorted({1, 4, *_SAMPLE_STEPS, self.config.data.length})
 
-    def training_seconds(self, models_left):
-        left = self.deadline - time.monotonic() - self.reserve
-        return max(5.0, left / models_left)
+    def training_seconds(self):
+        """What is left for training, compiling included."""
+        return max(10.0, self.deadline - time.monotonic() - self.reserve)
 
 
 def _autoregressive(config):
@@ -179,9 +179,9 @@ def _sample(workdir, config):
     from dlm_jax.progress import Progress
 
     generator, samples = dlm_jax.load(workdir), []
-    for steps in (*_SAMPLE_STEPS, config.data.length):
+    for index, steps in enumerate((*_SAMPLE_STEPS, config.data.length)):
         with Progress(f"sampling with {steps} steps", interval=config.log.progress_seconds):
-            out = generator.sample(num_samples=1, num_steps=steps, seed=config.seed)
+            out = generator.sample(num_samples=1, num_steps=steps, seed=config.seed + index)
         samples.append((steps, out.texts[0], int(out.nfe[0])))
     lines = [json.dumps({"text": text, "nfe": nfe, "num_steps": steps}) for steps, text, nfe in samples]
     files.write_text(workdir / "samples.jsonl", "\n".join(lines) + "\n")
