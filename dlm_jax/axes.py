@@ -14,22 +14,3 @@ HEAD_DIM = "head_dim"
 MLP = "mlp"
 BATCH = "batch"
 LENGTH = "length"
-
-
-def check_shape(name, array, expected):
-    """Raises unless `array` has the expected shape.
-
-    Args:
-      name: the argument's name, for the message.
-      array: anything with a `.shape`.
-      expected: a sequence of ints; None matches any size.
-    Raises:
-      ValueError: naming the argument, its shape and what is allowed.
-    """
-    shape = tuple(array.shape)
-    matches = len(shape) == len(expected) and all(
-        want is None or want == have for want, have in zip(expected, shape, strict=True)
-    )
-    if not matches:
-        wanted = "[" + ", ".join("any" if size is None else str(size) for size in expected) + "]"
-        raise ValueError(f"{name}: shape {list(shape)} must be {wanted}")

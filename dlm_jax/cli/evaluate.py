@@ -24,7 +24,7 @@ def define_flags(values):
 
 def run(values):
     workdir = pathlib.Path(options.required(values, "workdir"))
-    t_steps = _whole_numbers(values["t_steps"].value)
+    t_steps = options.whole_numbers(values, "t_steps")
     import jax
 
     import dlm_jax
@@ -76,15 +76,6 @@ def _load_baseline(workdir, generator):
     if baseline.length != generator.length:
         raise ValueError(f"--baseline={workdir}: its length {baseline.length} must be {generator.length}")
     return baseline
-
-
-def _whole_numbers(texts):
-    if texts is None:
-        return None
-    try:
-        return [int(text) for text in texts]
-    except ValueError:
-        raise ValueError(f"--t_steps={','.join(texts)}: must be whole numbers separated by commas") from None
 
 
 def _table(payload):

@@ -43,16 +43,19 @@ def required(values, name):
     return value
 
 
-def positive(values, name):
-    """Returns a flag's value, None or above 0.
+def whole_numbers(values, name):
+    """Returns a list flag as ints, or None where it was not given.
 
     Raises:
-      ValueError: if it is not.
+      ValueError: if an entry is not a whole number.
     """
-    value = values[name].value
-    if value is not None and not value > 0:
-        raise ValueError(f"--{name}={value}: must be above 0")
-    return value
+    texts = values[name].value
+    if texts is None:
+        return None
+    try:
+        return [int(text) for text in texts]
+    except ValueError:
+        raise ValueError(f"--{name}={','.join(texts)}: must be whole numbers separated by commas") from None
 
 
 def run_config(values):

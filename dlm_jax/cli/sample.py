@@ -28,7 +28,7 @@ def define_flags(values):
 
 def run(values):
     workdir = options.required(values, "workdir")
-    sizes = _sizes(values["sizes"].value)
+    sizes = options.whole_numbers(values, "sizes")
     if sizes is not None and values["num_steps"].value is not None:
         raise ValueError("--num_steps, --sizes: only one of them can be given")
     if values["infill"].value is not None and values["prompt"].value:
@@ -75,12 +75,3 @@ def run(values):
     for number, record in enumerate(records, start=1):
         print(f"--- sample {number}, {record['nfe']} denoiser calls\n{record['text']}")
     print(f"written to {path}", file=sys.stderr)
-
-
-def _sizes(texts):
-    if texts is None:
-        return None
-    try:
-        return [int(text) for text in texts]
-    except ValueError:
-        raise ValueError(f"--sizes={','.join(texts)}: must be whole numbers separated by commas") from None

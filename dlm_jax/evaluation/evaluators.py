@@ -1,8 +1,6 @@
 """Evaluations of a run, as values: functions (params, step) -> {name: number} for the training loop, and the table
 of `dlm evaluate`."""
 
-import numpy as np
-
 from dlm_jax import rng
 from dlm_jax.data.packing import Rows
 from dlm_jax.diffusion import schedules
@@ -82,8 +80,3 @@ def during_training(run):
 def t_step_rows(config, rows):
     """Returns the rows on which T-step likelihoods are measured."""
     return first_rows(rows, config.eval.t_step_rows)
-
-
-def byte_counts(rows):
-    """Returns the number of text bytes of a split."""
-    return int(np.sum(rows.num_bytes, dtype=np.int64))

@@ -31,7 +31,7 @@ def figure_loss(path, curves):
         axes.plot(np.asarray(minutes)[len(bits) - len(smooth) :], smooth, color=colour, label=label)
     axes.set_xlabel("minutes of training")
     axes.set_ylabel("training loss, bits per token")
-    axes.legend(frameon=False)
+    axes.legend(framealpha=0.9, edgecolor="none")
     _save(figure, path)
 
 
@@ -54,7 +54,7 @@ def figure_steps(path, num_steps, bits, stderr, lines):
     axes.set_xticks(num_steps, [str(t) for t in num_steps])
     axes.set_xlabel("denoising steps T")
     axes.set_ylabel("held-out bits per byte, given the order")
-    axes.legend(frameon=False)
+    axes.legend(framealpha=0.9, edgecolor="none")
     _save(figure, path)
 
 
