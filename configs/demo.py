@@ -4,7 +4,8 @@ dlm demo --workdir demo                        (fits the number of steps to --mi
 dlm train --config demo --workdir runs/mine    (this many steps)
 
 Chosen by measurement: at 110 s of training on two cores, subwords of a large vocabulary gave the lowest held-out bits
-per byte, because a token then spells out what the corpus repeats; Muon beat AdamW at every size tried.
+per byte, because a token then spells out what the corpus repeats; rows of 64 tokens beat rows of 128 at equal time, and
+Muon beat AdamW where both were tried (4 layers of 128, 4096 subwords).
 """
 
 from dlm_jax.configs import base
