@@ -16,7 +16,9 @@ EXAMPLE = "dlm demo --workdir demo --minutes 6"
 
 _SAMPLE_STEPS = (8, 32)  # and one token a step
 _EVALUATION_SHARE = 0.15  # of the whole time, at most
-_FIXED_SECONDS = 25  # compiling the evaluations and samplers, drawing the figures
+# What evaluations, samplers and figures cost beside their rows: mostly compiling, as measuring a step does.
+_FIXED_SECONDS = 25
+_FIXED_PER_MEASUREMENT = 2
 
 
 def define_flags(values):
@@ -54,16 +56,19 @@ def run(values):
 
     # The plan: measure one step of each model, keep time for evaluation, share the rest equally.
     jobs = {"diffusion": (workdir, run_), "autoregressive": (workdir / "baseline", None)}
-    planned, seconds = {}, {}
+    planned, seconds, measuring = {}, {}, 0.0
     for name, (folder, prepared) in jobs.items():
         wanted = config if name == "diffusion" else baseline_config
         if prepared is None:
             prepared = loop.prepare(_resumed(wanted, folder), folder, say=lambda line: None, quiet=True)
+        begun = time.monotonic()
         seconds[name] = (
             0.0 if _is_started(folder) else loop.measure_step_seconds(prepared, label=f"measuring the {name} step")
         )
         planned[name] = prepared
-    plan = _Plan(config, planned["diffusion"], seconds["diffusion"], deadline - started, deadline)
+        measuring = max(measuring, time.monotonic() - begun)
+    fixed = max(_FIXED_SECONDS, _FIXED_PER_MEASUREMENT * measuring)
+    plan = _Plan(config, planned["diffusion"], seconds["diffusion"], fixed, deadline - started, deadline)
     states = {}
     allowed = plan.training_seconds() / len(planned)  # the same for both
     for name, prepared in planned.items():
@@ -101,6 +106,7 @@ class _Plan:
     config: object
     run: object
     step_seconds: float
+    fixed_seconds: float
     total_seconds: float
     deadline: float
 
@@ -117,7 +123,7 @@ class _Plan:
             if per_row == 0
             else max(4, min(config.eval.t_step_rows, int(budget / (steps * per_row))))
         )
-        self.reserve = _FIXED_SECONDS + per_row * (passes * self.num_rows + 0.5 * steps * self.t_step_rows)
+        self.reserve = self.fixed_seconds + per_row * (passes * self.num_rows + 0.5 * steps * self.t_step_rows)
 
     def t_steps(self):
         """Few enough that compiling them does not eat the time."""
