@@ -14,7 +14,6 @@ from dlm_jax.cli import options
 
 EXAMPLE = "dlm demo --workdir demo --minutes 6"
 
-_SAMPLE_STEPS = (8, 32)  # and one token a step
 _EVALUATION_SHARE = 0.15  # of the whole time, at most
 # What evaluations, samplers and figures cost beside their rows: mostly compiling, as measuring a step does.
 _FIXED_SECONDS = 25
@@ -33,46 +32,41 @@ def run(values):
     started = time.monotonic()
     workdir = pathlib.Path(options.required(values, "workdir"))
     minutes = values["minutes"].value
-    if not 1 <= minutes < 1e6:
-        raise ValueError(f"--minutes={minutes}: must be at least 1")
+    if not 2 <= minutes < 1e6:  # compiling and evaluating two models take most of the first two
+        raise ValueError(f"--minutes={minutes}: must be at least 2")
     config = dataclasses.replace(options.load_config_file(values["config"].value), seed=values["seed"].value)
-    say = _say
-    say(f"dlm demo: {minutes:g} minutes, everything goes to {workdir}")
+    _say(f"dlm demo: {minutes:g} minutes, everything goes to {workdir}")
     from dlm_jax import config as configs
+    from dlm_jax.data import packing
     from dlm_jax.evaluation import evaluators, ngram
     from dlm_jax.progress import Progress
     from dlm_jax.training import loop
 
     deadline = started + 60 * minutes
-    baseline_config = _autoregressive(config)
-    run_ = loop.prepare(_resumed(config, workdir), workdir, say=say)
+    folders = {"diffusion": workdir, "autoregressive": workdir / "baseline"}
+    runs = {"diffusion": loop.prepare(_resumed(config, workdir), workdir, say=_say)}
     shutil.copytree(loop.cache_dir(config, workdir), workdir / "baseline" / "data", dirs_exist_ok=True)
+    runs["autoregressive"] = loop.prepare(
+        _resumed(_autoregressive(config), workdir / "baseline"), workdir / "baseline", say=lambda line: None, quiet=True
+    )
     with Progress("byte trigram", interval=config.log.progress_seconds):
-        from dlm_jax.data import packing
-
         train_texts, validation_texts = packing.documents(config.data, loop.cache_dir(config, workdir))
         trigram = ngram.WittenBell(train_texts, order=3).bits_per_byte(validation_texts)
-    say(f"byte trigram (Witten-Bell) on the validation documents: {trigram:.3f} bits per byte")
+    _say(f"byte trigram (Witten-Bell) on the validation documents: {trigram:.3f} bits per byte")
 
     # The plan: measure one step of each model, keep time for evaluation, share the rest equally.
-    jobs = {"diffusion": (workdir, run_), "autoregressive": (workdir / "baseline", None)}
-    planned, seconds, measuring = {}, {}, 0.0
-    for name, (folder, prepared) in jobs.items():
-        wanted = config if name == "diffusion" else baseline_config
-        if prepared is None:
-            prepared = loop.prepare(_resumed(wanted, folder), folder, say=lambda line: None, quiet=True)
+    seconds, measuring = {}, 0.0
+    for name, prepared in runs.items():
         begun = time.monotonic()
-        seconds[name] = (
-            0.0 if _is_started(folder) else loop.measure_step_seconds(prepared, label=f"measuring the {name} step")
-        )
-        planned[name] = prepared
+        is_new = not _is_started(folders[name])
+        seconds[name] = loop.measure_step_seconds(prepared, label=f"measuring the {name} step") if is_new else 0.0
         measuring = max(measuring, time.monotonic() - begun)
     fixed = max(_FIXED_SECONDS, _FIXED_PER_MEASUREMENT * measuring)
-    plan = _Plan(config, planned["diffusion"], seconds["diffusion"], fixed, deadline - started, deadline)
+    plan = _Plan(config, runs["diffusion"], seconds["diffusion"], fixed, deadline - started, deadline)
     states = {}
-    allowed = plan.training_seconds() / len(planned)  # the same for both
-    for name, prepared in planned.items():
-        folder = jobs[name][0]
+    allowed = plan.training_seconds() / len(runs)  # the same for both
+    for name, prepared in runs.items():
+        folder = folders[name]
         if not _is_started(folder):
             num_steps = max(20, int(allowed * 0.95 / seconds[name]))
             resized = dataclasses.replace(
@@ -80,7 +74,7 @@ def run(values):
                 train=dataclasses.replace(prepared.config.train, num_steps=num_steps),
                 checkpoint=dataclasses.replace(prepared.config.checkpoint, every_steps=max(1, num_steps // 4)),
             )
-            say(
+            _say(
                 f"{name}: {prepared.denoiser.num_params:,} parameters, {1000 * seconds[name]:.0f} ms a step, "
                 f"{num_steps} steps in {allowed:.0f} s"
             )
@@ -127,11 +121,16 @@ class _Plan:
 
     def t_steps(self):
         """Few enough that compiling them does not eat the time."""
-        return sorted({1, 4, *_SAMPLE_STEPS, self.config.data.length})
+        return sorted({1, min(4, self.config.data.length), *_sample_steps(self.config)})
 
     def training_seconds(self):
         """What is left for training, compiling included."""
         return max(10.0, self.deadline - time.monotonic() - self.reserve)
+
+
+def _sample_steps(config):
+    """8, 32, and one token a step; fewer where the rows are shorter."""
+    return sorted({min(steps, config.data.length) for steps in (8, 32, config.data.length)})
 
 
 def _autoregressive(config):
@@ -185,7 +184,7 @@ def _sample(workdir, config):
     from dlm_jax.progress import Progress
 
     generator, samples = dlm_jax.load(workdir), []
-    for index, steps in enumerate((*_SAMPLE_STEPS, config.data.length)):
+    for index, steps in enumerate(_sample_steps(config)):
         with Progress(f"sampling with {steps} steps", interval=config.log.progress_seconds):
             out = generator.sample(num_samples=1, num_steps=steps, seed=config.seed + index)
         samples.append((steps, out.texts[0], int(out.nfe[0])))

@@ -1,0 +1,27 @@
+"""The demo ends with everything that it promises, in its time, from an empty folder; run again, it goes on."""
+
+import json
+
+import pytest
+
+
+@pytest.mark.slow
+def test_a_short_demo_leaves_numbers_samples_and_a_report(tmp_path, run_dlm):
+    code, out, log = run_dlm("demo", "--workdir", "w", "--minutes=2", "--config=debug", cwd=tmp_path)
+    assert code == 0, log
+    workdir = tmp_path / "w"
+    result = json.loads((workdir / "evaluate.json").read_text())
+    assert result["seconds"] < 130 and set(result["t_step"]) == {"1", "4", "8", "32"}
+    # A model of seconds: above the trigram, and the demo says so and why; its loss is below uniform bytes.
+    assert result["trigram_bits_per_byte"] < result["diffusion"]["bits_per_byte"] < 8.1
+    assert "above the trigram" in out and "try --minutes" in out
+    page = (workdir / "report" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "http" not in page.split("</style>")[1].split("<h2>Samples")[0]
+    assert [json.loads(line)["num_steps"] for line in (workdir / "samples.jsonl").read_text().splitlines()] == [8, 32]
+    again, _, log = run_dlm("demo", "--workdir", "w", "--minutes=2", "--config=debug", cwd=tmp_path)
+    assert again == 0, log
+    assert json.loads((workdir / "evaluate.json").read_text())["diffusion"] is not None
+    assert (
+        result["diffusion"]["num_steps"]
+        == json.loads((workdir / "evaluate.json").read_text())["diffusion"]["num_steps"]
+    )
