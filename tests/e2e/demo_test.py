@@ -20,8 +20,7 @@ def test_a_short_demo_leaves_numbers_samples_and_a_report(tmp_path, run_dlm):
     assert [json.loads(line)["num_steps"] for line in (workdir / "samples.jsonl").read_text().splitlines()] == [8, 32]
     again, _, log = run_dlm("demo", "--workdir", "w", "--minutes=2", "--config=debug", cwd=tmp_path)
     assert again == 0, log
-    assert json.loads((workdir / "evaluate.json").read_text())["diffusion"] is not None
-    assert (
-        result["diffusion"]["num_steps"]
-        == json.loads((workdir / "evaluate.json").read_text())["diffusion"]["num_steps"]
-    )
+    # A training that its deadline stopped early goes on; one that was complete is only evaluated again.
+    rerun = json.loads((workdir / "evaluate.json").read_text())
+    assert rerun["diffusion"]["num_steps"] >= result["diffusion"]["num_steps"]
+    assert rerun["trigram_bits_per_byte"] == result["trigram_bits_per_byte"]
