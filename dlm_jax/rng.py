@@ -34,3 +34,9 @@ def per_row(key, num_rows):
       key[B]; row b's key depends on (key, b) only, so results do not depend on the batch size.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jax.numpy.arange(num_rows))
+
+
+def random_orders(key, num_rows, length):
+    """Returns int32[B, L], one uniformly random order a row; row b's depends on (key, b) only."""
+    bits = jax.vmap(lambda row_key: jax.random.bits(row_key, (length,)))(per_row(key, num_rows))
+    return jax.numpy.argsort(bits, axis=-1)

@@ -69,7 +69,7 @@ def t_step(denoiser, params, schedule, sizes, order=None):
 
     def losses(params, tokens, key, segment_ids):
         batch, length = tokens.shape
-        chosen = reveal.random_orders(key, batch, length) if order is None else jnp.broadcast_to(order, tokens.shape)
+        chosen = rng.random_orders(key, batch, length) if order is None else jnp.broadcast_to(order, tokens.shape)
         by_step = reveal.t_step_losses(denoiser, params, tokens, chosen, boundaries, max_size, schedule.time_at)
         return by_step.sum(axis=0)
 

@@ -18,12 +18,6 @@ def ranks(order):
     return jnp.argsort(order, axis=-1)
 
 
-def random_orders(key, num_rows, length):
-    """Returns int32[B, L], one uniformly random order a row; row b's depends on (key, b) only."""
-    bits = jax.vmap(lambda row_key: jax.random.bits(row_key, (length,)))(rng.per_row(key, num_rows))
-    return jnp.argsort(bits, axis=-1)
-
-
 def losses_given_prefix(denoiser, params, tokens, order, start, stop, num_slots, time_at):
     """Returns what the tokens in slots start..stop-1 of the order cost, given those before.
 
@@ -118,7 +112,7 @@ def prefix_losses(denoiser, params, tokens, key, count, boundaries, num_orders, 
     hidden_tail = jnp.broadcast_to(jnp.arange(count, length), (batch, length - count))
 
     def one_order(order_key):
-        order = jnp.concatenate([random_orders(rng.stream(order_key, "order"), batch, count), hidden_tail], axis=1)
+        order = jnp.concatenate([rng.random_orders(rng.stream(order_key, "order"), batch, count), hidden_tail], axis=1)
         if not is_bound:
             steps = jnp.asarray(boundaries, jnp.int32)
             size = max(int(b) - int(a) for a, b in itertools.pairwise(boundaries))

@@ -2,7 +2,6 @@
 
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -67,8 +66,7 @@ def reveal_order(key, canvas, mask_id, order=None):
     """
     batch, length = canvas.shape
     if order is None:
-        bits = jax.vmap(lambda row_key: jax.random.bits(row_key, (length,)))(rng.per_row(key, batch))
-        order = jnp.argsort(bits, axis=-1)
+        order = rng.random_orders(key, batch, length)
     order = jnp.broadcast_to(order, canvas.shape)
     is_masked = jnp.take_along_axis(canvas, order, axis=1) == mask_id
     return jnp.take_along_axis(order, jnp.argsort(is_masked, axis=1, stable=True), axis=1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dlm_jax import rng
 from dlm_jax.diffusion.schedules import linear
 from dlm_jax.evaluation import reveal
 from dlm_jax.information import distributions as d
@@ -156,7 +157,7 @@ def test_conditionals_along_any_order_sum_to_the_log_probability(name):
     want = -bed.log_prob(np.asarray(tokens))
     one_by_one = jnp.arange(length + 1)
     for seed in range(3):
-        order = reveal.random_orders(jax.random.key(seed), 16, length)
+        order = rng.random_orders(jax.random.key(seed), 16, length)
         np.testing.assert_allclose(chain(tokens, order, one_by_one), want, rtol=1e-5)
     # Variation: all at once (padded with empty steps) forgets the dependence.
     at_once = jnp.where(one_by_one == 0, 0, length)
