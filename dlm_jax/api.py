@@ -15,6 +15,7 @@ from dlm_jax.evaluation import evaluators, likelihood, reveal
 from dlm_jax.models.denoiser import Denoiser
 from dlm_jax.sampling import canvas as canvases
 from dlm_jax.sampling import loop
+from dlm_jax.sampling import selection as selections
 from dlm_jax.training import checkpoint
 
 
@@ -93,7 +94,8 @@ class Generator:
           prompt: str, the beginning of every sample.
           sizes: int[T], tokens revealed by each step, sum = length. Prompt tokens count as revealed: steps at or
             below them are skipped, and `nfe` shows what was run.
-          order: int32[L] or int32[B, L], which position each turn reveals; None for random.
+          order: which position each turn reveals: a name ("random", "spaced", ...; see information.orders), int32[L]
+            or int32[B, L]; None for the order that the model was trained for.
           selection: "random" or "confidence".
           temperature: float, 0 = the most probable token.
           seed: int.
@@ -242,6 +244,9 @@ class Generator:
     def _run(self, canvas, seed, **options):
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed={seed}: must be between 0 and {2**32 - 1}")
+        selections.check(options["selection"])
+        if options.get("order") is None and not selections.is_scored(options["selection"]):
+            options["order"] = evaluators.order_of(self.config)
         out = loop.run(
             self.denoiser, self.params, rng.stream(jax.random.key(seed), "sample"), canvas, time_at=self._time_at,
             **options,

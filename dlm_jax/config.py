@@ -9,8 +9,13 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import typing
 from dataclasses import dataclass, field
+
+
+# The families of information.orders, spelled here too because this file imports the standard library only.
+_ORDER_NAMES = r"random|spaced|golden|blue_noise|bisection|left_to_right|blocks:[1-9]\d*"
 
 
 def _choice(name, value, allowed):
@@ -129,22 +134,30 @@ class DiffusionConfig:
     """The forward process and the objective. Exact-count masking is the linear schedule with static shapes."""
 
     objective: str = "nelbo"  # nelbo | cross_entropy | autoregressive
-    masking: str = "exact_count"  # exact_count (antithetic pairs) | independent (stratified time)
+    masking: str = "exact_count"  # exact_count (antithetic pairs) | order_prefix (the same, in `order`) | independent
+    order: str = "spaced"  # of masking "order_prefix": spaced | golden | blue_noise | bisection | left_to_right | blocks:N
+    random_order_share: float = 0.1  # of masking "order_prefix": pairs of rows with a random order instead
     schedule: str = "linear"  # linear | cosine | polynomial | log_linear
     schedule_power: float = 2.0  # of the polynomial schedule
     time_epsilon: float = 1e-3  # independent masking draws t in [time_epsilon, 1]
 
     def __post_init__(self):
         _choice("diffusion.objective", self.objective, ("nelbo", "cross_entropy", "autoregressive"))
-        _choice("diffusion.masking", self.masking, ("exact_count", "independent"))
+        _choice("diffusion.masking", self.masking, ("exact_count", "order_prefix", "independent"))
         _choice("diffusion.schedule", self.schedule, ("linear", "cosine", "polynomial", "log_linear"))
         if not self.schedule_power > 0:
             raise ValueError(f"diffusion.schedule_power={self.schedule_power}: must be above 0")
         if not 0 < self.time_epsilon < 1:
             raise ValueError(f"diffusion.time_epsilon={self.time_epsilon}: must be above 0 and below 1")
-        if self.masking == "exact_count" and self.schedule != "linear":
+        if not re.fullmatch(_ORDER_NAMES, self.order):
             raise ValueError(
-                f"diffusion.schedule={self.schedule!r}: masking 'exact_count' draws the number of masked tokens "
+                f"diffusion.order={self.order!r}: must be one of spaced, golden, blue_noise, bisection, "
+                "left_to_right, random, blocks:N with N at least 1"
+            )
+        _between("diffusion.random_order_share", self.random_order_share, 0, 1)
+        if self.masking != "independent" and self.schedule != "linear":
+            raise ValueError(
+                f"diffusion.schedule={self.schedule!r}: masking {self.masking!r} draws the number of masked tokens "
                 "uniformly, which is the 'linear' schedule; use diffusion.masking='independent'"
             )
 
@@ -340,7 +353,7 @@ def _pairs_are_even(run):
     rows = run.train.batch_size // run.train.micro_batches
     if uses_pairs(run.diffusion) and rows % 2:
         raise ValueError(
-            f"train.batch_size={run.train.batch_size}: diffusion.masking='exact_count' pairs rows, so every "
+            f"train.batch_size={run.train.batch_size}: diffusion.masking={run.diffusion.masking!r} pairs rows, so every "
             f"micro-batch must hold an even number of rows, not {rows}"
         )
 
@@ -380,7 +393,7 @@ _CROSS_RULES = (
 
 def uses_pairs(diffusion):
     """Returns whether rows are masked in antithetic pairs, which must then stay on one device."""
-    return diffusion.objective != "autoregressive" and diffusion.masking == "exact_count"
+    return diffusion.objective != "autoregressive" and diffusion.masking != "independent"
 
 
 def check_devices(run, num_devices, num_hosts=1):

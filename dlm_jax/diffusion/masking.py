@@ -1,11 +1,13 @@
-"""How training masks are drawn: the absorbing (masked) process, in one of two ways.
+"""How training masks are drawn: the absorbing (masked) process, in one of three ways.
 
-| name        | masks of a row                        | head runs on    | schedules |
-|-------------|---------------------------------------|-----------------|-----------|
-| exact_count | exactly n of L, n uniform, paired     | (L + 1) / 2L    | linear    |
-| independent | each with probability 1 - alpha(t)    | all rows        | all       |
+| name         | masks of a row                                          | head runs on    | schedules |
+|--------------|---------------------------------------------------------|-----------------|-----------|
+| exact_count  | exactly n of L, n uniform, paired; any n equally likely | (L + 1) / 2L    | linear    |
+| order_prefix | exactly n of L, n uniform, paired; the last n of an     | (L + 1) / 2L    | linear    |
+|              | order of a family, the ones before it visible           |                 |           |
+| independent  | each with probability 1 - alpha(t)                      | all rows        | all       |
 
-Both return a `Corruption`; nothing downstream knows which one drew it.
+All return a `Corruption`; nothing downstream knows which one drew it.
 """
 
 from typing import NamedTuple
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dlm_jax import rng
+from dlm_jax.information import orders
 
 
 class Corruption(NamedTuple):
@@ -43,12 +46,43 @@ def exact_count(key, x0, mask_id, schedule):
     Returns:
       Corruption with P = B / 2 and R = L + 1.
     """
+    masked_first = jnp.argsort(jax.random.bits(rng.stream(key, "order"), x0.shape), axis=-1)
+    return _mask_counts(key, x0, mask_id, schedule, masked_first)
+
+
+def order_prefix(key, x0, mask_id, schedule, order, random_order_share=0.0):
+    """Masks as `exact_count` does, but always the last positions of an order: what a sampler in that order sees.
+
+    All masked positions are scored with weight L / n. For a random order that is the NELBO; for another family it is
+    a training objective only, because the masked positions are not exchangeable: the likelihood under the order,
+    which scores the next position of each prefix, is `evaluation.reveal.order_losses`.
+
+    Args:
+      order: str, a family of information.orders.
+      random_order_share: float in [0, 1], share of the pairs of rows that take a random order instead, so that
+        the model also learns masks outside the family (prompts, infilling).
+      Others as in `exact_count`.
+    Returns:
+      Corruption with P = B / 2 and R = L + 1.
+    """
+    batch, length = x0.shape
+    drawn = orders.draw(order, rng.stream(key, "order"), batch, length)
+    if random_order_share > 0:
+        # Systematic sampling: as many pairs as the share says, up to one.
+        steps = jax.random.uniform(rng.stream(key, "share")) + random_order_share * jnp.arange(batch // 2 + 1)
+        is_random = jnp.repeat(jnp.diff(jnp.floor(steps)) > 0, 2)
+        random = orders.draw("random", rng.stream(key, "random order"), batch, length)
+        drawn = jnp.where(is_random[:, None], random, drawn)
+    return _mask_counts(key, x0, mask_id, schedule, drawn[:, ::-1])
+
+
+def _mask_counts(key, x0, mask_id, schedule, order):
+    """Masks the first n positions of an order int32[B, L], with n and L + 1 - n in the two rows of a pair."""
     batch, length = x0.shape
     pairs = batch // 2
-    offset_key, order_key = rng.stream(key, "count"), rng.stream(key, "order")
-    offset = jax.random.randint(offset_key, (), 0, length * pairs)
+    offset = jax.random.randint(rng.stream(key, "count"), (), 0, length * pairs)
     count = 1 + (offset + jnp.arange(pairs) * length) % (length * pairs) // pairs  # int32[P], each uniform in 1..L
-    order = jnp.argsort(jax.random.bits(order_key, (batch, length)), axis=-1).reshape(pairs, 2, length)
+    order = order.reshape(pairs, 2, length)
     slot = jnp.arange(length + 1)[None]
     first = jnp.take_along_axis(order[:, 0], jnp.minimum(slot, length - 1), axis=1)
     second = jnp.take_along_axis(order[:, 1], jnp.clip(slot - count[:, None], 0, length - 1), axis=1)

@@ -2,7 +2,8 @@
 
 | name           | loss                                                         |
 |----------------|--------------------------------------------------------------|
-| nelbo          | bound on -log p(x), nats per token                           |
+| nelbo          | bound on -log p(x), nats per token (with masking             |
+|                | order_prefix: the same sum, not a bound)                     |
 | cross_entropy  | mean over masked tokens, unweighted, nats per masked token   |
 | autoregressive | -log p(x) left to right, nats per token                      |
 
@@ -110,5 +111,12 @@ def _independent(config, schedule, vocab_size):
     return corrupt, masking.constant_below(schedule, config.time_epsilon, vocab_size)
 
 
-MASKINGS = {"exact_count": _exact_count, "independent": _independent}
+def _order_prefix(config, schedule, vocab_size):
+    def corrupt(key, x0, mask_id):
+        return masking.order_prefix(key, x0, mask_id, schedule, config.order, config.random_order_share)
+
+    return corrupt, 0.0
+
+
+MASKINGS = {"exact_count": _exact_count, "order_prefix": _order_prefix, "independent": _independent}
 OBJECTIVES = {"nelbo": _nelbo, "cross_entropy": _cross_entropy, "autoregressive": _autoregressive}

@@ -8,6 +8,10 @@ from dlm_jax.evaluation import likelihood
 from dlm_jax.information.schedules import uniform_sizes
 
 
+# Prefixes of an order to look at, per eval.num_orders: each scores one token, so the head costs nothing.
+_COUNTS_PER_ORDER = 8
+
+
 def first_rows(rows, count):
     """Returns the first rows of a split (all for 0); they are in random order already."""
     if not count or count >= len(rows):
@@ -27,8 +31,17 @@ def is_autoregressive(config):
     return config.diffusion.objective == "autoregressive"
 
 
+def order_of(config):
+    """Returns the family of orders that a RunConfig trains for: the one to sample and to evaluate in."""
+    diffusion = config.diffusion
+    return diffusion.order if diffusion.masking == "order_prefix" else "random"
+
+
 def likelihood_summary(config, denoiser, params, rows, key, *, mesh=None, quiet=False):
-    """Returns `likelihood.summarize` of the run's own likelihood: the bound, or exact for the AR baseline.
+    """Returns `likelihood.summarize` of the run's own likelihood, and in which order tokens are revealed ("order").
+
+    A bound over all orders; for masking "order_prefix" the likelihood one token at a time under that order family
+    (a bound too, named by its order); exact for the autoregressive baseline.
 
     Args:
       config: RunConfig.
@@ -38,8 +51,14 @@ def likelihood_summary(config, denoiser, params, rows, key, *, mesh=None, quiet=
       mesh: Mesh or None.
       quiet: no progress.
     """
+    order = order_of(config)
     if is_autoregressive(config):
+        order = "left_to_right"
         losses, label = likelihood.autoregressive(denoiser, params), "evaluating left to right"
+    elif order != "random":
+        counts = _COUNTS_PER_ORDER * config.eval.num_orders
+        losses = likelihood.one_by_one(denoiser, params, schedule_of(config), order, counts)
+        label = f"evaluating the {order} order"
     else:
         losses = likelihood.bound(denoiser, params, schedule_of(config), config.eval.num_orders)
         label = "evaluating the bound"
@@ -47,17 +66,19 @@ def likelihood_summary(config, denoiser, params, rows, key, *, mesh=None, quiet=
         losses, rows, batch_size=config.eval.batch_size, key=rng.stream(key, "bound"), mesh=mesh, label=label,
         quiet=quiet, interval=config.log.progress_seconds,
     )  # fmt: skip
-    return likelihood.summarize(nats, rows.num_bytes, rows.document, rows.tokens.shape[1])
+    return {"order": order, **likelihood.summarize(nats, rows.num_bytes, rows.document, rows.tokens.shape[1])}
 
 
-def t_step_summary(config, denoiser, params, rows, key, num_steps, *, mesh=None, quiet=False):
-    """Returns `likelihood.summarize` of the T-step sampler with uniform sizes and a random order a row.
+def t_step_summary(config, denoiser, params, rows, key, num_steps, *, order=None, mesh=None, quiet=False):
+    """Returns `likelihood.summarize` of the T-step sampler with uniform sizes.
 
     Args:
       num_steps: T.
+      order: str or int32[L]; None for the one that the model was trained for.
       Others as in `likelihood_summary`.
     """
-    losses = likelihood.t_step(denoiser, params, schedule_of(config), uniform_sizes(config.data.length, num_steps))
+    sizes = uniform_sizes(config.data.length, num_steps)
+    losses = likelihood.t_step(denoiser, params, schedule_of(config), sizes, order or order_of(config))
     nats = likelihood.row_losses(
         losses, rows, batch_size=config.eval.batch_size, key=rng.stream(key, "t_step"), mesh=mesh,
         label=f"evaluating {num_steps} steps", quiet=quiet, interval=config.log.progress_seconds,

@@ -2,29 +2,36 @@
 
 import functools
 import math
+import pathlib
+import time
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm_jax import rng
+from dlm_jax import files, rng
 from dlm_jax.evaluation import reveal
+from dlm_jax.information import orders, statistics
 from dlm_jax.parallel import sharding
 from dlm_jax.progress import Progress
 
 
-def row_losses(losses, rows, *, batch_size, key, mesh=None, label="evaluating", quiet=False, interval=10.0):
+def row_losses(
+    losses, rows, *, batch_size, key, mesh=None, label="evaluating", quiet=False, interval=10.0, keep_in=None
+):
     """Runs a loss over rows, batch by batch.
 
     Args:
-      losses: (int32[B, L] tokens, key, segment_ids or None) -> float32[B], nats a row.
+      losses: (int32[B, L] tokens, key, segment_ids or None) -> float32[B, ...], nats a row, or a tuple of such arrays.
       rows: packing.Rows, or anything with `.tokens` and `.segment_ids`.
       batch_size: int; the last batch is padded with its first row.
       key: PRNG key; batch i uses stream(key, "eval", i).
       mesh: Mesh or None.
       label, quiet, interval: of the progress report.
+      keep_in: Kept or None: finished batches are kept there, and not computed again by a second call.
     Returns:
-      float64[N], nats a row.
+      float64[N, ...], nats a row; a tuple where `losses` returns one.
     """
     count = len(rows.tokens)
     batch_size = min(batch_size, count)
@@ -32,9 +39,12 @@ def row_losses(losses, rows, *, batch_size, key, mesh=None, label="evaluating", 
         ways = mesh.shape["replica"] * mesh.shape["fsdp"]
         batch_size = math.ceil(batch_size / ways) * ways
     compiled = jax.jit(losses)
-    out = []
+    parts = keep_in.read(batch_size) if keep_in else []
     with Progress(label, count, quiet=quiet, interval=interval) as progress:
+        progress.start_at(min(count, len(parts) * batch_size))
         for index, start in enumerate(range(0, count, batch_size)):
+            if index < len(parts):
+                continue
             chosen = np.arange(start, start + batch_size)
             chosen[chosen >= count] = start
             tokens = np.asarray(rows.tokens[chosen], np.int32)
@@ -43,9 +53,48 @@ def row_losses(losses, rows, *, batch_size, key, mesh=None, label="evaluating", 
                 where = sharding.batch_sharding(mesh)
                 tokens, segments = jax.device_put((tokens, segments), where)
             answer = compiled(tokens, rng.stream(key, "eval", index), segments)
-            out.append(np.asarray(answer, np.float64)[: count - start])
+            parts.append(jax.tree.map(lambda part, n=count - start: np.asarray(part, np.float64)[:n], answer))
             progress.update(min(count, start + batch_size))
-    return np.concatenate(out)
+            if keep_in:
+                keep_in.write(parts, batch_size, is_last=start + batch_size >= count)
+    return jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)
+
+
+class Kept:
+    """Finished batches of a long evaluation in a file, so that an interrupted one goes on where it stopped.
+
+    Args:
+      path: .npz file.
+      identity: str, of everything that decides the numbers; a file of another identity is not used.
+      seconds: at least this long between two writes.
+    """
+
+    def __init__(self, path, identity, seconds=5.0):
+        self.path, self.identity, self.seconds = pathlib.Path(path), identity, seconds
+        self._written = time.monotonic()
+
+    def read(self, batch_size):
+        """Returns the finished batches, an empty list where there are none of this identity."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                if str(file["identity"]) != f"{self.identity} {batch_size}":
+                    return []
+                width = int(file["width"])
+                flat = [file[f"part{i}"] for i in range(int(file["count"]) * max(width, 1))]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return []  # measured anew: the model and the corpus are still there
+        return flat if width == 0 else [tuple(flat[i : i + width]) for i in range(0, len(flat), width)]
+
+    def write(self, parts, batch_size, is_last):
+        """Keeps the finished batches, at most every few seconds."""
+        if not is_last and time.monotonic() - self._written < self.seconds:
+            return
+        self._written = time.monotonic()
+        width = len(parts[0]) if isinstance(parts[0], tuple) else 0
+        flat = [piece for part in parts for piece in (part if width else [part])]
+        arrays = {f"part{i}": piece for i, piece in enumerate(flat)}
+        with files.atomic_path(self.path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, identity=f"{self.identity} {batch_size}", width=width, count=len(parts), **arrays)
 
 
 def bound(denoiser, params, schedule, num_orders):
@@ -57,21 +106,36 @@ def bound(denoiser, params, schedule, num_orders):
     return functools.partial(losses, params)
 
 
-def t_step(denoiser, params, schedule, sizes, order=None):
+def t_step(denoiser, params, schedule, sizes, order="random"):
     """Returns a loss for `row_losses`: -log p of the T-step sampler, given its order.
 
     Args:
       sizes: int[T], sum L.
-      order: int32[L] or None for a random one a row.
+      order: str, a family of information.orders, or int32[L].
     """
     boundaries = jnp.asarray(np.concatenate([[0], np.cumsum(sizes)]), jnp.int32)
     max_size = int(np.max(sizes))
 
     def losses(params, tokens, key, segment_ids):
-        batch, length = tokens.shape
-        chosen = rng.random_orders(key, batch, length) if order is None else jnp.broadcast_to(order, tokens.shape)
+        chosen = orders.draw(order, key, *tokens.shape)
         by_step = reveal.t_step_losses(denoiser, params, tokens, chosen, boundaries, max_size, schedule.time_at)
         return by_step.sum(axis=0)
+
+    return functools.partial(losses, params)
+
+
+def one_by_one(denoiser, params, schedule, order, num_counts):
+    """Returns a loss for `row_losses`: -log p of revealing one token at a time, given an order of a family.
+
+    Args:
+      order: str or int32[L].
+      num_counts: int, prefixes of the order to look at a row; with L or more of them the loss is exact, else unbiased.
+    """
+
+    def losses(params, tokens, key, segment_ids):
+        chosen = orders.draw(order, rng.stream(key, "order"), *tokens.shape)
+        count_key = rng.stream(key, "count")
+        return reveal.order_losses(denoiser, params, tokens, chosen, count_key, num_counts, schedule.time_at)
 
     return functools.partial(losses, params)
 
@@ -98,8 +162,8 @@ def summarize(nats, num_bytes, document, length):
       "perplexity" (per token), "num_rows", "num_documents"}.
     """
     tokens = np.full(len(nats), length)
-    per_token, stderr = _ratio(nats, tokens, document)
-    per_byte, byte_stderr = _ratio(nats / math.log(2), num_bytes, document)
+    per_token, stderr = statistics.ratio(nats, tokens, document)
+    per_byte, byte_stderr = statistics.ratio(nats / math.log(2), num_bytes, document)
     return {
         "nll_nats_per_token": per_token,
         "stderr": stderr,
@@ -110,16 +174,3 @@ def summarize(nats, num_bytes, document, length):
         "num_rows": len(nats),
         "num_documents": len(np.unique(document)),
     }
-
-
-def _ratio(values, sizes, cluster):
-    """(sum values / sum sizes, its standard error over clusters by linearisation)."""
-    _, index = np.unique(cluster, return_inverse=True)
-    values, sizes = np.bincount(index, values), np.bincount(index, sizes)
-    ratio = values.sum() / sizes.sum()
-    count = len(values)
-    if count < 2:
-        return float(ratio), float("nan")
-    residual = values - ratio * sizes
-    variance = count / (count - 1) * np.sum(residual**2) / sizes.sum() ** 2
-    return float(ratio), float(math.sqrt(variance))

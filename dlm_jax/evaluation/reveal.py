@@ -8,9 +8,12 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dlm_jax import rng
 from dlm_jax.diffusion import masking, objectives
+
+_MAX_GROUPS = 4  # of counts; see prefix_costs
 
 
 def ranks(order):
@@ -42,6 +45,48 @@ def losses_given_prefix(denoiser, params, tokens, order, start, stop, num_slots,
     return jnp.where(jnp.arange(num_slots) < stop - start, losses, 0.0)
 
 
+def prefix_costs(denoiser, params, tokens, order, counts, time_at):
+    """Returns what revealing costs from every measured number of revealed tokens, all hidden tokens scored.
+
+    One order a row and its nested prefixes: the same noise enters every count, which is what makes differences
+    between counts, and so between schedules, precise.
+
+    Args:
+      order: int32[B, L].
+      counts: int[K], static, increasing, the first is 0: how many tokens of the order are visible.
+      Others as in `losses_given_prefix`.
+    Returns:
+      costs: float32[B, K, K], nats of the slots counts[j] .. counts[j + 1] - 1 given the first counts[i] (0 for j < i).
+      entropies: float32[B, K], nats, mean entropy of the model's predictions for the hidden tokens.
+    """
+    batch, length = tokens.shape
+    counts = np.asarray(counts)
+    cell = jnp.asarray(np.searchsorted(counts, np.arange(length), side="right") - 1)
+    by_turn = ranks(order)
+    costs, entropies = [], []
+    # In a few groups of counts, each padded to its longest question: one program a group instead of one a count.
+    for group in np.array_split(counts, min(_MAX_GROUPS, len(counts))):
+        num_slots = int(length - group[0])
+
+        def ask(_, start, num_slots=num_slots):
+            xt = jnp.where(by_turn < start, tokens, denoiser.mask_id)
+            time = jnp.broadcast_to(time_at((length - start) / length), (batch,)) if denoiser.needs_time else None
+            slots = length - num_slots + jnp.arange(num_slots)
+            rows = order[:, length - num_slots :]
+            hidden, _ = denoiser.hidden(params, xt, rows=rows, time=time)
+            targets = jnp.take_along_axis(tokens, rows, axis=1)
+            losses, entropy = denoiser.token_losses_and_entropies(params, hidden, targets)
+            is_hidden = slots >= start
+            losses = jnp.where(is_hidden, losses, 0.0)
+            by_cell = jax.ops.segment_sum(losses.T, cell[slots], len(counts), indices_are_sorted=True).T
+            return None, (by_cell, jnp.where(is_hidden, entropy, 0.0).sum(axis=1) / (length - start))
+
+        _, (by_cell, entropy) = jax.lax.scan(ask, None, jnp.asarray(group, jnp.int32))
+        costs.append(by_cell)
+        entropies.append(entropy)
+    return jnp.concatenate(costs).swapaxes(0, 1), jnp.concatenate(entropies).T
+
+
 def t_step_losses(denoiser, params, tokens, order, boundaries, max_size, time_at):
     """Returns -log p(tokens | order) of the T-step sampler: step t reveals slots boundaries[t]..boundaries[t+1]-1.
 
@@ -60,6 +105,31 @@ def t_step_losses(denoiser, params, tokens, order, boundaries, max_size, time_at
 
     _, losses = jax.lax.scan(step, None, (boundaries[:-1], boundaries[1:]))
     return losses
+
+
+def order_losses(denoiser, params, tokens, order, key, num_counts, time_at):
+    """Returns -log p(tokens | order) of revealing one token at a time, from some of its L terms.
+
+    Args:
+      order: int32[B, L].
+      key: PRNG key of the terms: one offset a call, then every (L / num_counts)-th prefix.
+      num_counts: int, static; L or more: all terms, exact. Fewer: unbiased.
+      Others as in `losses_given_prefix`.
+    Returns:
+      float32[B], nats a row.
+    Source: the chain rule in the given order.
+    """
+    length = tokens.shape[1]
+    num_counts = min(num_counts, length)
+    offset = jax.random.uniform(key) if num_counts < length else 0.0
+    starts = jnp.minimum(jnp.floor((jnp.arange(num_counts) + offset) * (length / num_counts)), length - 1)
+
+    def term(_, start):
+        losses = losses_given_prefix(denoiser, params, tokens, order, start, start + 1, 1, time_at)
+        return None, losses[:, 0]
+
+    _, losses = jax.lax.scan(term, None, starts.astype(jnp.int32))
+    return losses.sum(axis=0) * (length / num_counts)
 
 
 def bound_losses(denoiser, params, tokens, key, num_orders, schedule):

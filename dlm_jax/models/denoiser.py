@@ -13,7 +13,7 @@ from flax import nnx
 
 from dlm_jax import axes, rng
 from dlm_jax.config import ModelConfig
-from dlm_jax.kernels.cross_entropy import cross_entropy
+from dlm_jax.kernels.cross_entropy import cross_entropy, cross_entropy_and_entropy
 from dlm_jax.models import transformer
 
 
@@ -144,6 +144,10 @@ class Denoiser:
     def token_losses(self, params, hidden, targets):
         """Returns float32[...], -log p(target) in nats of [..., D], without ever holding all logits."""
         return cross_entropy(hidden, self.head_kernel(params), targets)
+
+    def token_losses_and_entropies(self, params, hidden, targets):
+        """Returns (-log p(target), entropy of the prediction), float32[...] in nats; to measure with, not to train."""
+        return cross_entropy_and_entropy(hidden, self.head_kernel(params), targets)
 
     @property
     def num_params(self):

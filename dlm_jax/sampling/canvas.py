@@ -5,7 +5,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 
-from dlm_jax import rng
+from dlm_jax.information import orders
 
 _MASK_SPAN = re.compile(r"\[MASK(?:\*(\d+))?\]")
 
@@ -55,29 +55,28 @@ def from_template(template, encode, num_samples, max_length, mask_id):
     return np.tile(tokens, (num_samples, 1))
 
 
-def reveal_order(key, canvas, mask_id, order=None):
-    """Returns int32[B, L]: frozen positions first, then the masked ones, in a given order or a random one a row.
+def reveal_order(key, canvas, mask_id, order):
+    """Returns int32[B, L]: frozen positions first, then the masked ones, in the order given.
 
     Args:
-      key: PRNG key; row b's order depends on (key, b) only.
+      key: PRNG key; what row b draws depends on (key, b) only.
       canvas: int32[B, L].
       mask_id: int.
-      order: int32[L] or int32[B, L], a permutation; None for random.
+      order: str, a family of information.orders; or int32[L] or int32[B, L], permutations.
     """
-    batch, length = canvas.shape
-    if order is None:
-        order = rng.random_orders(key, batch, length)
-    order = jnp.broadcast_to(order, canvas.shape)
+    order = orders.draw(order, key, *canvas.shape)
     is_masked = jnp.take_along_axis(canvas, order, axis=1) == mask_id
     return jnp.take_along_axis(order, jnp.argsort(is_masked, axis=1, stable=True), axis=1)
 
 
 def check_order(order, num_samples, length):
-    """Returns the order as int32[L] or int32[B, L].
+    """Returns the order as int32[L] or int32[B, L], or the name of a family (information.orders) as it is.
 
     Raises:
-      ValueError: unless every row is a permutation of 0..L-1.
+      ValueError: unless it is a known name or every row is a permutation of 0..L-1.
     """
+    if isinstance(order, str):
+        return orders.check(order)
     order = np.asarray(order)
     if order.shape not in ((length,), (num_samples, length)) or order.dtype.kind not in "iu":
         raise ValueError(

@@ -65,7 +65,8 @@ def sample(
       sizes: int[T], tokens revealed by each step, sum L; or
       num_steps: int, for uniform sizes. Neither: one token a step.
       selection: "random" or "confidence".
-      order: int32[L] or int32[B, L], for selection "random": which position each turn reveals.
+      order: for selection "random", which position each turn reveals: int32[L] or int32[B, L], the name of a family
+        ("spaced", ...; see information.orders), or None for a random one a row.
       temperature: float, 0 = the most probable token.
       canvas: int32[B, L] with mask_id where tokens are to be filled; all else is frozen and counts as revealed.
     Returns:
@@ -118,12 +119,13 @@ def run(
     if order is not None:
         if selections.is_scored(selection):
             raise ValueError(f"order: selection={selection!r} chooses its own; must be None")
-        order = jnp.asarray(canvases.check_order(order, batch, length))
+        order = canvases.check_order(order, batch, length)
+    family = order if isinstance(order, str) else "random" if order is None else None
     starts, stops = _steps_to_run(sizes, canvas, denoiser.mask_id)
     groups = group_steps(stops - starts)
-    program = _program(denoiser, selection, groups, time_at)
+    program = _program(denoiser, selection, family, groups, time_at)
     tokens, reveal_step = program(
-        params, key, jnp.asarray(canvas), order, jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32),
+        params, key, jnp.asarray(canvas), None if family else jnp.asarray(order), jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32),
         jnp.float32(temperature),
     )  # fmt: skip
     reveal_step = np.asarray(reveal_step)
@@ -187,15 +189,16 @@ def group_steps(sizes):
 
 
 @functools.lru_cache(maxsize=64)
-def _program(denoiser, selection, groups, time_at):
-    """Compiles once for a denoiser, a selection and a profile of sizes; batch and length specialise it further."""
+def _program(denoiser, selection, family, groups, time_at):
+    """Compiles once for a denoiser, a selection, a family of orders (None: orders are an argument) and a profile of
+    sizes; batch and length specialise it further."""
     score = selections.SCORES[selection]
     step_rows = _known_rows if score is None else functools.partial(_scored_rows, score)
 
     @jax.jit
     def program(params, key, canvas, order, starts, stops, temperature):
         batch, length = canvas.shape
-        order = canvases.reveal_order(rng.stream(key, "order"), canvas, denoiser.mask_id, order)
+        order = canvases.reveal_order(rng.stream(key, "order"), canvas, denoiser.mask_id, family or order)
         num_frozen = (canvas != denoiser.mask_id).sum(axis=1)
         token_keys = rng.per_row(rng.stream(key, "token"), batch)
 

@@ -32,3 +32,9 @@ class PlainDenoiser:
         """Returns float32[...], -log p(target) in nats."""
         log_p = jax.nn.log_softmax(hidden.astype(jnp.float32), axis=-1)
         return -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+
+    def token_losses_and_entropies(self, params, hidden, targets):
+        """Returns (-log p(target), entropy of the prediction), float32[...] in nats."""
+        log_p = jax.nn.log_softmax(hidden.astype(jnp.float32), axis=-1)
+        p = jnp.exp(log_p)
+        return self.token_losses(params, hidden, targets), -jnp.where(p > 0, p * log_p, 0.0).sum(axis=-1)

@@ -1,0 +1,1 @@
+"""Experiments that can be run again with one command, `dlm study NAME`: one file each."""
