@@ -135,7 +135,9 @@ class DiffusionConfig:
 
     objective: str = "nelbo"  # nelbo | cross_entropy | autoregressive
     masking: str = "exact_count"  # exact_count (antithetic pairs) | order_prefix (the same, in `order`) | independent
-    order: str = "spaced"  # of masking "order_prefix": spaced | golden | blue_noise | bisection | left_to_right | blocks:N
+    order: str = (
+        "spaced"  # of masking "order_prefix": spaced | golden | blue_noise | bisection | left_to_right | blocks:N
+    )
     random_order_share: float = 0.1  # of masking "order_prefix": pairs of rows with a random order instead
     schedule: str = "linear"  # linear | cosine | polynomial | log_linear
     schedule_power: float = 2.0  # of the polynomial schedule

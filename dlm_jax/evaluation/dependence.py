@@ -62,7 +62,5 @@ def measure(
     if isinstance(order, str) and order == "random":
         by_row = step_costs.exchangeable(counts, length, by_row.sum(axis=2) / (length - counts))
     order = order if isinstance(order, str) else np.asarray(order).tolist()
-    costs = step_costs.StepCosts(
-        order, length, counts, by_row, np.asarray(rows.document), np.asarray(rows.num_bytes)
-    )
+    costs = step_costs.StepCosts(order, length, counts, by_row, np.asarray(rows.document), np.asarray(rows.num_bytes))
     return costs, entropies

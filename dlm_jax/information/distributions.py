@@ -6,14 +6,38 @@ Each has `length`, `vocab_size`, `mask_id` (= vocab_size), and
   log_prob(x)           -> float[B], nats
   log_marginal(tokens)  -> float[B], log p(the revealed tokens); masked positions are summed over
   denoise(tokens)       -> float[B, L, V], log p(x_i | revealed tokens)
+  curve()               -> InformationCurve, exact
+
+| distribution  | its dependence                                  | f(k)                                  |
+|---------------|-------------------------------------------------|---------------------------------------|
+| Independent   | none                                            | constant                              |
+| Repeated      | one token decides all                           | 0 from k = 1                          |
+| Parity        | all tokens together, none without the last      | 0 at k = L - 1 only                   |
+| OneHot        | exactly one 1                                   | closed form                           |
+| Permutation   | no token twice                                  | ln(L - k)                             |
+| BalancedBits  | as many ones as zeros                           | hypergeometric mean                   |
+| ReedSolomon   | any d tokens decide all, any d are independent  | a step at d                           |
+| Blocks        | independent copies of a shorter one             | hypergeometric mean of its curve      |
+| MarkovChain   | neighbours                                      | O(L^2), any chain, any length         |
+| HiddenMarkov  | neighbours, through a hidden state              | enumeration, so for short ones        |
+| Exchangeable  | one latent for all tokens                       | by types, any length for few tokens   |
+| Mixture       | a latent choice among distributions             | enumeration, so for short ones        |
 
 `denoise` gives a revealed position probability 1 on its own token, and an impossible context the uniform
 distribution, never NaN. numpy tokens are answered in float64; jax tokens, traced ones too, in float32.
 """
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
+
+from dlm_jax.information.curve import InformationCurve
+
+_MOST_OUTCOMES = 1 << 22  # that enumeration goes through
 
 
 def _namespace(tokens):
@@ -55,6 +79,30 @@ class _Distribution:
         """Returns float[B], log p(x) in nats, of complete sequences int[B, L]."""
         return self.log_marginal(x)
 
+    def curve(self):
+        """Returns the exact InformationCurve.
+
+        Raises:
+          ValueError: if there is no closed form and too many outcomes to enumerate.
+        """
+        return InformationCurve.exact(self._entropies())
+
+    def _entropies(self):
+        """float64[L], f(k) by enumeration: entropies of all marginals of the joint table."""
+        if self.vocab_size**self.length > _MOST_OUTCOMES or self.length > 16:
+            raise ValueError(
+                f"{type(self).__name__}: its curve is found by enumeration, which {self.vocab_size}^{self.length} "
+                f"outcomes are too many for (at most {_MOST_OUTCOMES})"
+            )
+        outcomes = np.indices((self.vocab_size,) * self.length).reshape(self.length, -1).T
+        table = np.exp(self.log_prob(outcomes)).reshape((self.vocab_size,) * self.length)
+        totals = np.zeros(self.length + 1)
+        for size in range(1, self.length + 1):
+            subsets = list(itertools.combinations(range(self.length), size))
+            hidden = (tuple(i for i in range(self.length) if i not in subset) for subset in subsets)
+            totals[size] = np.mean([special.entr(table.sum(axis=places)).sum() for places in hidden])
+        return np.diff(totals)
+
     def denoise(self, tokens):
         """Returns float[B, L, V], log p(x_i | revealed), for int[B, L] tokens with `mask_id` where hidden."""
         xp = _namespace(tokens)
@@ -89,6 +137,9 @@ class Independent(_Distribution):
     def _posterior(self, tokens, xp):
         return xp.broadcast_to(xp.asarray(self.log_probs), (*tokens.shape, self.vocab_size))
 
+    def _entropies(self):
+        return np.full(self.length, special.entr(np.exp(self.log_probs)).sum(axis=1).mean())
+
 
 class Repeated(_Distribution):
     """One uniform token, repeated everywhere."""
@@ -113,6 +164,9 @@ class Repeated(_Distribution):
         allowed = xp.where(seen.sum(axis=1, keepdims=True) > 1, False, allowed)
         return xp.broadcast_to(xp.where(allowed, 0.0, -xp.inf)[:, None], (*tokens.shape, self.vocab_size))
 
+    def _entropies(self):
+        return np.append(np.log(self.vocab_size), np.zeros(self.length - 1))
+
 
 class Parity(_Distribution):
     """Uniform over the bit strings with an even number of ones."""
@@ -136,6 +190,155 @@ class Parity(_Distribution):
         parity = (tokens == 1).sum(axis=1) % 2
         forced = _one_hot_log(parity, 2, xp)
         return xp.broadcast_to(xp.where(is_last[:, None], forced, 0.0)[:, None], (*tokens.shape, 2))
+
+    def _entropies(self):
+        return np.append(np.full(self.length - 1, np.log(2)), 0.0)
+
+
+class OneHot(_Distribution):
+    """Bits with exactly one 1, anywhere."""
+
+    def __init__(self, length):
+        self.vocab_size, self.length = 2, length
+
+    def sample(self, key, n):
+        return jax.nn.one_hot(jax.random.randint(key, (n,), 0, self.length), self.length, dtype=jnp.int32)
+
+    def log_marginal(self, tokens):
+        xp = _namespace(tokens)
+        ones, hidden = (tokens == 1).sum(axis=1), (tokens == 2).sum(axis=1)
+        places = xp.where(ones == 1, 1, xp.where(ones == 0, hidden, 0))  # that the 1 can have
+        return xp.where(places > 0, xp.log(xp.maximum(places, 1) / self.length), -xp.inf)
+
+    def _posterior(self, tokens, xp):
+        ones, hidden = (tokens == 1).sum(axis=1), (tokens == 2).sum(axis=1)
+        share = xp.where(ones == 0, 1.0 / xp.maximum(hidden, 1), 0.0)
+        law = xp.stack([1 - share, share], axis=-1)
+        log_law = xp.where(law > 0, xp.log(xp.where(law > 0, law, 1.0)), -xp.inf)
+        return xp.broadcast_to(log_law[:, None], (*tokens.shape, 2))
+
+    def _entropies(self):
+        hidden = self.length - np.arange(self.length)
+        return hidden / self.length * (special.entr(1 / hidden) + special.entr(1 - 1 / hidden))
+
+
+class Permutation(_Distribution):
+    """Uniform over the permutations of L tokens."""
+
+    def __init__(self, length):
+        self.vocab_size = self.length = length
+
+    def sample(self, key, n):
+        keys = jax.random.split(key, n)
+        return jax.vmap(lambda row_key: jax.random.permutation(row_key, self.length))(keys).astype(jnp.int32)
+
+    def _seen(self, tokens, xp):
+        return (tokens[..., None] == xp.arange(self.vocab_size)).sum(axis=1)
+
+    def log_marginal(self, tokens):
+        xp = _namespace(tokens)
+        seen = self._seen(tokens, xp)
+        table = xp.asarray(special.gammaln(np.arange(self.length + 1) + 1.0))
+        revealed = seen.sum(axis=1)
+        return xp.where((seen <= 1).all(axis=1), table[self.length - revealed] - table[self.length], -xp.inf)
+
+    def _posterior(self, tokens, xp):
+        seen = self._seen(tokens, xp)
+        return xp.broadcast_to(xp.where(seen > 0, -xp.inf, 0.0)[:, None], (*tokens.shape, self.vocab_size))
+
+    def _entropies(self):
+        return np.log(self.length - np.arange(self.length))
+
+
+class BalancedBits(_Distribution):
+    """Uniform over the bit strings with as many ones as zeros.
+
+    Args:
+      length: int, even.
+    """
+
+    def __init__(self, length):
+        if length % 2:
+            raise ValueError(f"length={length}: must be even, half of the bits are ones")
+        self.vocab_size, self.length = 2, length
+
+    def sample(self, key, n):
+        half = jnp.arange(self.length, dtype=jnp.int32) % 2
+        return jax.vmap(lambda row_key: jax.random.permutation(row_key, half))(jax.random.split(key, n))
+
+    def _left(self, tokens):
+        """How many zeros and ones are still to come, int[B, 2]; negative where there were too many."""
+        xp = _namespace(tokens)
+        return self.length // 2 - (tokens[..., None] == xp.arange(2)).sum(axis=1)
+
+    def log_marginal(self, tokens):
+        xp = _namespace(tokens)
+        left = self._left(tokens)
+        table = xp.asarray(special.gammaln(np.arange(self.length + 1) + 1.0))
+
+        def log_choose(n, m):
+            return table[n] - table[m] - table[n - m]
+
+        hidden = (tokens == 2).sum(axis=1)
+        safe = xp.clip(left[:, 1], 0, hidden)
+        ways = log_choose(hidden, safe) - log_choose(self.length, self.length // 2)
+        return xp.where((left >= 0).all(axis=1), ways, -xp.inf)
+
+    def _posterior(self, tokens, xp):
+        left = xp.maximum(self._left(tokens), 0)
+        log_left = xp.where(left > 0, xp.log(xp.maximum(left, 1)), -xp.inf)
+        return xp.broadcast_to(log_left[:, None], (*tokens.shape, 2))
+
+    def _entropies(self):
+        half, entropies = self.length // 2, []
+        for k in range(self.length):
+            ones = np.arange(max(0, k - half), min(half, k) + 1)
+            share = (half - ones) / (self.length - k)
+            weights = _hypergeometric(self.length, half, k, ones)
+            entropies.append(weights @ (special.entr(share) + special.entr(1 - share)))
+        return np.asarray(entropies)
+
+
+def _hypergeometric(total, marked, drawn, found):
+    """P(`found` of the `drawn` are marked), float64 like `found`."""
+
+    def log_choose(n, m):
+        return special.gammaln(n + 1) - special.gammaln(m + 1) - special.gammaln(n - m + 1)
+
+    return np.exp(log_choose(marked, found) + log_choose(total - marked, drawn - found) - log_choose(total, drawn))
+
+
+class Blocks(_Distribution):
+    """Independent copies of a shorter distribution, one after the other.
+
+    Args:
+      block: distribution.
+      num_blocks: int.
+    """
+
+    def __init__(self, block, num_blocks):
+        self.block, self.num_blocks = block, num_blocks
+        self.vocab_size, self.length = block.vocab_size, block.length * num_blocks
+
+    def sample(self, key, n):
+        return self.block.sample(key, n * self.num_blocks).reshape(n, self.length)
+
+    def log_marginal(self, tokens):
+        parts = self.block.log_marginal(tokens.reshape(-1, self.block.length))
+        return parts.reshape(-1, self.num_blocks).sum(axis=1)
+
+    def denoise(self, tokens):
+        """Returns float[B, L, V], log p(x_i | revealed); an impossible block is uniform, the others are not touched."""
+        parts = self.block.denoise(tokens.reshape(-1, self.block.length))
+        return parts.reshape(*tokens.shape, self.vocab_size)
+
+    def _entropies(self):
+        inner, others = self.block.curve().entropy, self.block.length - 1
+        entropies = []
+        for k in range(self.length):
+            seen = np.arange(max(0, k - (self.length - 1 - others)), min(others, k) + 1)
+            entropies.append(_hypergeometric(self.length - 1, others, k, seen) @ inner[seen])
+        return np.asarray(entropies)
 
 
 class MarkovChain(_Distribution):
@@ -208,17 +411,36 @@ class MarkovChain(_Distribution):
         onward = xp.swapaxes(xp.asarray(self._log_power), 1, 2)[distance, xp.where(has_right, token, 0)]
         return self._from_left(tokens, left, xp) + xp.where(has_right[..., None], onward, 0.0)
 
+    def _entropies(self):
+        """F(k) = mean H(X_S) is a sum over pairs of neighbours in S of H(right | left), so L^2 weights are enough."""
+        length = self.length
+        law = np.exp(self._log_law)  # [L, V]
+        given = special.entr(np.exp(self._log_power)).sum(axis=2)  # [L + 1, V], H(d steps on | token)
+        # Sum over all pairs of positions d apart, and over all first positions.
+        by_distance = np.asarray([(law[: length - d] @ given[d]).sum() for d in range(1, length)])
+        first = special.entr(law).sum(axis=1)
+        sizes = np.arange(1, length + 1)[:, None]
+        # P(i is the first of S) and P(i, i + d are neighbours in S), as running products: no rounding to speak of.
+        gaps = np.arange(1, length)
+        is_first = np.cumprod(
+            np.concatenate([sizes / length, np.maximum(length - gaps - (sizes - 1), 0) / (length - gaps)], axis=1),
+            axis=1,
+        )
+        totals = is_first @ first
+        if length > 1:
+            start = sizes * (sizes - 1) / (length * (length - 1))
+            ratio = np.maximum(length - gaps[:-1] - 1 - (sizes - 2), 0) / np.maximum(length - gaps[:-1] - 1, 1)
+            totals = totals + np.cumprod(np.concatenate([start, ratio], axis=1), axis=1) @ by_distance
+        return np.diff(np.concatenate([[0.0], totals]))
+
 
 def _running_max(x, xp):
     return jax.lax.cummax(x, axis=1) if xp is jnp else np.maximum.accumulate(x, axis=1)
 
 
 def stationary_markov_chain(transition, length):
-    """Returns the MarkovChain that starts in its stationary law (the eigenvector of eigenvalue 1)."""
-    transition = np.asarray(transition, np.float64)
-    values, vectors = np.linalg.eig(transition.T)
-    stationary = np.real(vectors[:, np.argmin(np.abs(values - 1))])
-    return MarkovChain(stationary / stationary.sum(), transition, length)
+    """Returns the MarkovChain that starts in its stationary law."""
+    return MarkovChain(stationary(transition), transition, length)
 
 
 class Mixture(_Distribution):
@@ -256,6 +478,105 @@ class Mixture(_Distribution):
     def _posterior(self, tokens, xp):
         answers = xp.stack([c.denoise(tokens) for c in self.components])
         return _log_sum(self._joint(tokens, xp)[:, :, None, None] + answers, xp)
+
+
+class Exchangeable(Mixture):
+    """A latent choice of one law, from which all tokens are then drawn independently.
+
+    Args:
+      weights: float[M], probabilities.
+      probs: float[M, V], the laws.
+      length: int.
+    """
+
+    def __init__(self, weights, probs, length):
+        self.probs = np.asarray(probs, np.float64)
+        super().__init__(weights, [Independent(np.tile(law, (length, 1))) for law in self.probs])
+
+    def _entropies(self):
+        types = math.comb(self.length + self.vocab_size - 1, self.vocab_size - 1)
+        if types > _MOST_OUTCOMES:
+            raise ValueError(f"Exchangeable: {types} types of rows are too many (at most {_MOST_OUTCOMES})")
+        log_probs, log_weights = _log(self.probs), _log(self.weights)
+        totals = np.zeros(self.length + 1)
+        for size in range(1, self.length + 1):
+            counts = _types(size, self.vocab_size)  # [n, V]
+            log_ways = special.gammaln(size + 1) - special.gammaln(counts + 1).sum(axis=1)
+            log_joint = log_weights + np.where(counts[:, None] > 0, counts[:, None] * log_probs, 0.0).sum(axis=2)
+            log_p = special.logsumexp(log_joint, axis=1)
+            totals[size] = -np.sum(np.where(np.isfinite(log_p), np.exp(log_ways + log_p) * log_p, 0.0))
+        return np.diff(totals)
+
+
+def _types(size, vocab_size):
+    """int[n, V], all ways to split `size` tokens among V values."""
+    if vocab_size == 1:
+        return np.full((1, 1), size)
+    parts = []
+    for first in range(size + 1):
+        rest = _types(size - first, vocab_size - 1)
+        parts.append(np.concatenate([np.full((len(rest), 1), first), rest], axis=1))
+    return np.concatenate(parts)
+
+
+class HiddenMarkov(_Distribution):
+    """A hidden Markov model.
+
+    Args:
+      initial: float[S], law of the first state.
+      transition: float[S, S], row u is the law of the state after u.
+      emission: float[S, V], row u is the law of the token in state u.
+      length: int.
+    """
+
+    def __init__(self, initial, transition, emission, length):
+        emission = np.asarray(emission, np.float64)
+        self.states = MarkovChain(initial, transition, length)
+        if emission.ndim != 2 or len(emission) != self.states.vocab_size or not np.allclose(emission.sum(axis=1), 1):
+            raise ValueError(f"emission: shape {list(emission.shape)} must be [S, V] with rows that sum to 1")
+        self.emission, self.length, self.vocab_size = emission, length, emission.shape[1]
+
+    def sample(self, key, n):
+        state_key, token_key = jax.random.split(key)
+        log_emission = jnp.asarray(_log(self.emission), jnp.float32)
+        states = self.states.sample(state_key, n)
+        return jax.random.categorical(token_key, log_emission[states], mode="high").astype(jnp.int32)
+
+    def _forward(self, tokens, xp):
+        """(log p(revealed), p(state_i | revealed before i) [B, L, S], likelihood of revealed after i [B, L, S])."""
+        seen = xp.concatenate([xp.asarray(self.emission), xp.ones((len(self.emission), 1))], axis=1)[:, tokens]
+        seen = xp.moveaxis(seen, 0, 2)  # [B, L, S]
+        transition = xp.asarray(self.states.transition)
+        prior = xp.broadcast_to(xp.asarray(self.states.initial), seen[:, 0].shape)
+        before, log_p = [], xp.zeros(len(tokens))
+        for i in range(self.length):
+            before.append(prior)
+            joint = prior * seen[:, i]
+            mass = joint.sum(axis=1, keepdims=True)
+            log_p = log_p + xp.where(mass[:, 0] > 0, xp.log(xp.where(mass[:, 0] > 0, mass[:, 0], 1.0)), -xp.inf)
+            prior = (joint / xp.where(mass > 0, mass, 1.0)) @ transition
+        after, later = [], xp.ones_like(prior)
+        for i in reversed(range(self.length)):
+            after.append(later)
+            later = (later * seen[:, i]) @ transition.T
+            later = later / xp.maximum(later.max(axis=1, keepdims=True), 1e-300 if xp is np else 1e-30)
+        return log_p, xp.stack(before, axis=1), xp.stack(after[::-1], axis=1)
+
+    def log_marginal(self, tokens):
+        return self._forward(tokens, _namespace(tokens))[0]
+
+    def _posterior(self, tokens, xp):
+        _, before, after = self._forward(tokens, xp)
+        law = (before * after) @ xp.asarray(self.emission)
+        return xp.where(law > 0, xp.log(xp.where(law > 0, law, 1.0)), -xp.inf)
+
+
+def stationary(transition):
+    """Returns float64[S], the stationary law of a transition matrix (its eigenvector of eigenvalue 1)."""
+    transition = np.asarray(transition, np.float64)
+    values, vectors = np.linalg.eig(transition.T)
+    law = np.real(vectors[:, np.argmin(np.abs(values - 1))])
+    return law / law.sum()
 
 
 def _log_sum(x, xp):
@@ -327,3 +648,6 @@ class ReedSolomon(_Distribution):
         is_determined = (revealed >= self.dimension) & is_possible
         forced = _one_hot_log(codeword, self.vocab_size, xp)
         return xp.where(is_determined[:, None, None], forced, 0.0)
+
+    def _entropies(self):
+        return np.where(np.arange(self.length) < self.dimension, np.log(self.vocab_size), 0.0)
