@@ -1,7 +1,10 @@
 """`dlm_jax.load(workdir)` -> Generator: sample, infill, score and denoise from a checkpoint, with the EMA weights."""
 
+import dataclasses
 import functools
+import hashlib
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +12,11 @@ import numpy as np
 
 from dlm_jax import config as configs
 from dlm_jax import rng
-from dlm_jax.data import tokenizers
+from dlm_jax.data import packing, sources, tokenizers
+from dlm_jax.data.normalize import make_normalizer
 from dlm_jax.data.packing import Rows
-from dlm_jax.evaluation import evaluators, likelihood, reveal
+from dlm_jax.evaluation import dependence, evaluators, latency, likelihood, reveal
+from dlm_jax.information import InformationCurve
 from dlm_jax.models.denoiser import Denoiser
 from dlm_jax.sampling import canvas as canvases
 from dlm_jax.sampling import loop
@@ -40,7 +45,7 @@ def load(workdir, *, step=None):
     step, params, _ = checkpoint.load_item(workdir, "ema", step)
     denoiser = Denoiser(config.model, tokenizer.vocab_size)
     _check_params(workdir, denoiser, params)
-    return Generator(config, tokenizer, denoiser, params, step)
+    return Generator(config, tokenizer, denoiser, params, step, workdir)
 
 
 def _check_params(workdir, denoiser, params):
@@ -68,9 +73,9 @@ class Generator:
     Attributes: `config` (RunConfig), `tokenizer`, `denoiser`, `params` (EMA weights), `step`, `length`.
     """
 
-    def __init__(self, config, tokenizer, denoiser, params, step):
+    def __init__(self, config, tokenizer, denoiser, params, step, workdir=None):
         self.config, self.tokenizer, self.denoiser = config, tokenizer, denoiser
-        self.params, self.step = params, step
+        self.params, self.step, self.workdir = params, step, workdir
         self.length = config.data.length
         self._time_at = evaluators.schedule_of(config).time_at
 
@@ -212,6 +217,7 @@ class Generator:
         denoiser = self.denoiser
         if evaluators.is_autoregressive(self.config):
 
+            @jax.jit
             def losses(tokens, key, segment_ids):
                 return reveal.autoregressive_losses(denoiser, self.params, tokens)[:, :count].sum(axis=1)
 
@@ -222,6 +228,7 @@ class Generator:
                 boundaries = np.minimum(np.concatenate([[0], np.cumsum(sizes)]), count)
                 boundaries = boundaries[: np.argmax(boundaries == count) + 1]
 
+            @jax.jit
             def losses(tokens, key, segment_ids):
                 return reveal.prefix_losses(
                     denoiser, self.params, tokens, key, count, boundaries, num_orders, self._time_at,
@@ -230,6 +237,131 @@ class Generator:
 
         rows = Rows(tokens, np.zeros(len(tokens)), np.zeros(len(tokens)))
         return likelihood.row_losses(losses, rows, batch_size=self.config.eval.batch_size, key=key, quiet=True)
+
+    def rows(self, corpus=None, *, workdir=None, num_rows=None, normalize=(), terminology="", quiet=True):
+        """Returns rows of text of `length` tokens, to measure on.
+
+        Args:
+          corpus: list of str, documents; or str, a data.source (a file, a glob, "embedded", "tfds:NAME"); or int[N, L],
+            tokens, a document a row; None for the validation rows of the workdir that the model was loaded from.
+          num_rows: int, at most so many; None for all.
+          normalize, terminology: as in DataConfig, for text.
+          quiet: no progress.
+        Returns:
+          packing.Rows.
+        Raises:
+          ValueError, FileNotFoundError: naming what is wrong with the corpus.
+        """
+        if corpus is None:
+            if self.workdir is None:
+                raise ValueError("corpus: must be given, as this model was not loaded from a workdir")
+            data_dir = pathlib.Path(self.config.data.cache_dir or self.workdir / "data")
+            found = packing.prepare(self.config.data, data_dir, say=lambda line: None, quiet=quiet).validation
+            return evaluators.first_rows(found, num_rows)
+        if isinstance(corpus, str):
+            data = dataclasses.replace(
+                self.config.data, source=corpus, normalize=tuple(normalize), terminology=terminology,
+                max_document_bytes=0,
+            )  # fmt: skip
+            with tempfile.TemporaryDirectory() as folder:
+                texts = packing.all_documents(data, folder, sources.Report())
+            return self.rows(texts, num_rows=num_rows, quiet=quiet)
+        if isinstance(corpus, np.ndarray):
+            return evaluators.first_rows(self._token_rows(corpus), num_rows)
+        clean = make_normalizer(normalize, terminology)
+        found, _ = packing.wrap(
+            [clean(text) for text in corpus], self.tokenizer, self.length, name="corpus", quiet=quiet
+        )
+        if num_rows is None or num_rows >= len(found):
+            return found
+        # Spread over the corpus: the first rows of a list may all be one document.
+        chosen = np.linspace(0, len(found) - 1, num_rows).round().astype(int)
+        return Rows(found.tokens[chosen], found.num_bytes[chosen], found.document[chosen])
+
+    def _token_rows(self, tokens):
+        if tokens.ndim != 2 or tokens.shape[1] != self.length or tokens.dtype.kind not in "iu":
+            raise ValueError(
+                f"corpus: {tokens.dtype}{list(tokens.shape)} must be whole numbers [N, {self.length}], with the "
+                "model's length"
+            )
+        wrong = (tokens < 0) | (tokens >= self.denoiser.mask_id)
+        if self.tokenizer.special.pad is not None:
+            # A padding token may double as end-of-text, but text holds no two of those in a row.
+            is_pad = tokens == self.tokenizer.special.pad
+            wrong[:, 1:] |= is_pad[:, 1:] & is_pad[:, :-1]
+        if wrong.any():
+            row, place = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"corpus: row {row} holds {tokens[row, place]} at position {place}, which is padding or no token; rows "
+                "must be full: cut the text into windows of the length, or give documents as a list of str"
+            )
+        num_bytes = [len(self.tokenizer.decode(row).encode("utf-8")) for row in tokens]
+        return Rows(tokens.astype(np.int32), np.asarray(num_bytes, np.int32), np.arange(len(tokens), dtype=np.int32))
+
+    def measure(self, corpus=None, *, num_rows=None, num_counts=24, seed=0, keep_in=None, quiet=True, provenance=None):
+        """Measures the information curve of a corpus with this model.
+
+        Args:
+          corpus: as in `rows`, or packing.Rows.
+          num_rows: int, at most so many rows; None for all.
+          num_counts: int, at most so many numbers of revealed tokens, log-spaced at both ends.
+          seed: int, of the orders.
+          keep_in: path of a .npz file: an interrupted measurement goes on from it; None keeps nothing.
+          quiet: no progress.
+          provenance: dict of plain values to add to the curve.
+        Returns:
+          information.InformationCurve.
+        Raises:
+          ValueError, FileNotFoundError: naming the argument, its value and what is allowed.
+        """
+        rows = corpus if isinstance(corpus, Rows) else self.rows(corpus, num_rows=num_rows, quiet=quiet)
+        if not isinstance(num_counts, int) or num_counts < 2:
+            raise ValueError(f"num_counts={num_counts}: must be a whole number of at least 2")
+        counts = dependence.measured_counts(self.length, num_counts)
+        costs, entropies = self.measure_order("random", rows, counts=counts, seed=seed, keep_in=keep_in, quiet=quiet)
+        hidden = self.length - counts
+        losses = np.stack([costs.by_row[:, i].sum(axis=1) / hidden[i] for i in range(len(counts))], axis=1)
+        return InformationCurve.measured(
+            self.length, counts, losses, rows.document, predictive_entropies=entropies,
+            characters=float(np.mean([len(self.tokenizer.decode(row)) for row in np.asarray(rows.tokens)])),
+            tokenizer_sha256=tokenizers.sha256(self.tokenizer), model_sha256=self.sha256,
+            provenance={"step": self.step, "seed": seed, **(provenance or {})},
+        )  # fmt: skip
+
+    def measure_order(self, order, rows, *, counts, seed=0, keep_in=None, quiet=True):
+        """Returns (information.StepCosts, float64[N, K] entropies): what steps cost in one order.
+
+        Args:
+          order: str, a family of information.orders, or int[L].
+          rows: packing.Rows.
+          counts: int64[K], numbers of revealed tokens that steps may start at.
+          Others as in `measure`.
+        """
+        self._needs_diffusion("measure")
+        if not isinstance(order, str):
+            canvases.check_order(order, 1, self.length)
+        if keep_in is not None:
+            digest = hashlib.sha256(np.ascontiguousarray(rows.tokens, np.int32).tobytes()).hexdigest()
+            name = order if isinstance(order, str) else hashlib.sha256(np.asarray(order).tobytes()).hexdigest()
+            keep_in = likelihood.Kept(keep_in, f"{self.sha256} {digest} {name} {list(map(int, counts))} {seed}")
+        return dependence.measure(
+            self.denoiser, self.params, evaluators.schedule_of(self.config), rows, order=order, counts=counts,
+            batch_size=self.config.eval.batch_size, key=rng.stream(jax.random.key(seed), "measure"), quiet=quiet,
+            interval=self.config.log.progress_seconds, keep_in=keep_in,
+        )  # fmt: skip
+
+    def measure_latency(self, batch_size, *, repeats=5, quiet=True):
+        """Returns the information.plan.Latency of this model's sampler on this device, for batches of `batch_size`."""
+        self._needs_diffusion("measure latency")
+        return latency.measure(
+            self.denoiser, self.params, self.length, batch_size, time_at=self._time_at, repeats=repeats, quiet=quiet,
+            interval=self.config.log.progress_seconds,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def sha256(self):
+        """str, hex, of the EMA weights."""
+        return checkpoint.params_sha256(self.params)
 
     def _encode(self, text, argument):
         try:

@@ -13,7 +13,6 @@ import re
 import typing
 from dataclasses import dataclass, field
 
-
 # The families of information.orders, spelled here too because this file imports the standard library only.
 _ORDER_NAMES = r"random|spaced|golden|blue_noise|bisection|left_to_right|blocks:[1-9]\d*"
 
@@ -44,6 +43,8 @@ class DataConfig:
     text_field: str = "text"  # of a JSON line or a tfds record
     document_separator: str = "\n\n"  # in text files; "" = a file is one document
     max_document_bytes: int = 0  # longer documents are cut; 0 = never
+    normalize: tuple = ()  # of text: nfkc, casefold, whitespace, in this order
+    terminology: str = ""  # CSV file of variant,canonical: every variant is replaced
     tokenizer: str = "bytes"  # bytes | text8 | letters | bpe | path to a tokenizer.json
     vocab_size: int = 4096  # of a "bpe" tokenizer, trained on the train split
     length: int = 128
@@ -56,6 +57,8 @@ class DataConfig:
 
     def __post_init__(self):
         _choice("data.split", self.split, ("hash", "last"))
+        for step in self.normalize:
+            _choice("data.normalize", step, ("nfkc", "casefold", "whitespace"))
         _at_least("data.length", self.length, 2)
         _at_least("data.max_document_bytes", self.max_document_bytes, 0)
         _at_least("data.num_documents", self.num_documents, 2)
@@ -355,8 +358,8 @@ def _pairs_are_even(run):
     rows = run.train.batch_size // run.train.micro_batches
     if uses_pairs(run.diffusion) and rows % 2:
         raise ValueError(
-            f"train.batch_size={run.train.batch_size}: diffusion.masking={run.diffusion.masking!r} pairs rows, so every "
-            f"micro-batch must hold an even number of rows, not {rows}"
+            f"train.batch_size={run.train.batch_size}: diffusion.masking={run.diffusion.masking!r} pairs rows, so "
+            f"every micro-batch must hold an even number of rows, not {rows}"
         )
 
 

@@ -1,6 +1,5 @@
 """dlm inspect: what a workdir holds."""
 
-import hashlib
 import sys
 
 from absl import flags
@@ -19,7 +18,6 @@ def define_flags(values):
 def run(values):
     workdir = options.required(values, "workdir")
     import jax
-    import numpy as np
 
     import dlm_jax
     from dlm_jax import config as configs
@@ -28,15 +26,11 @@ def run(values):
     generator = dlm_jax.load(workdir, step=values["step"].value)
     _, params, _ = checkpoint.load_item(workdir, "params", generator.step)
     named = sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
-    digest = hashlib.sha256()
-    for _, leaf in named:
-        array = np.asarray(leaf)
-        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
     length = generator.length
     payload = {
         "step": generator.step,
         "num_params": generator.denoiser.num_params,
-        "params_sha256": digest.hexdigest(),
+        "params_sha256": checkpoint.params_sha256(params),
         "flops_per_token": generator.denoiser.flops(length),
         "steps": checkpoint.steps(workdir),
         "vocab_size": generator.tokenizer.vocab_size,

@@ -13,8 +13,11 @@ VERBS = {
     "demo": "train, evaluate and sample on the embedded corpus, in minutes, and write a report",
     "train": "train, or resume, from a config",
     "evaluate": "likelihood bound, bits per byte, T-step likelihood, baseline comparison",
+    "measure": "the information curve of a corpus: how much its tokens depend on each other",
+    "plan": "how many steps, of which sizes, in which order: the recommendation and its report",
     "sample": "samples from a trained model",
     "inspect": "parameters, shapes and configuration of a workdir",
+    "study": "runs a published experiment again: convergence, orders, cleaning",
 }
 
 

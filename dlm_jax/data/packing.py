@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlm_jax import files
-from dlm_jax.data import sources, tokenizers
+from dlm_jax.config import DataConfig
+from dlm_jax.data import normalize, sources, tokenizers
 from dlm_jax.progress import Progress
 
 _FORMAT = 1  # of the prepared files; raised when their meaning changes
@@ -108,10 +109,25 @@ def documents(config, cache_dir):
     return splits["train"], splits["validation"]
 
 
+def all_documents(config, cache_dir, report):
+    """Returns the list of all documents of a DataConfig, cleaned and cut, in the order of the source.
+
+    Raises:
+      ValueError: if the source is an array of tokens.
+    """
+    source = sources.open_source(config, pathlib.Path(cache_dir), report)
+    if source.rows is not None:
+        raise ValueError(f"data.source={config.source!r}: holds tokens, not text")
+    return _cut_documents(config, source)
+
+
 def _key(config, digest):
     decisive = dataclasses.asdict(config)
     for name in ("source", "cache_dir", "transition"):
         decisive.pop(name)  # the digest stands for the content, wherever it lies
+    normalisation = normalize.digest(decisive.pop("normalize"), decisive.pop("terminology"))
+    if normalisation != [[], ""]:
+        decisive["normalize"] = normalisation
     tokenizer = config.tokenizer
     if tokenizer not in (*tokenizers.TOKENIZERS, "bpe") and pathlib.Path(tokenizer).is_file():
         decisive["tokenizer"] = files.sha256(tokenizer)
@@ -127,7 +143,9 @@ def _hash(content):
 
 
 def _cut_documents(config, source):
-    return [piece for document in source.documents() for piece in sources.cut(document, config.max_document_bytes)]
+    clean = normalize.make_normalizer(config.normalize, config.terminology)
+    texts = (clean(document) for document in source.documents())
+    return [piece for text in texts if text.strip() for piece in sources.cut(text, config.max_document_bytes)]
 
 
 def _split_texts(config, texts):
@@ -212,6 +230,29 @@ def _write_rows(folder, rows, tokenizer, config, report, quiet, interval):
 
 def _write_documents(folder, texts, tokenizer, config, report, quiet, interval):
     """Tokenises and wraps one split."""
+    arrays, dropped = _wrap(texts, tokenizer, config, report, folder.name, quiet, interval)
+    return _write_arrays(folder, arrays, documents=len(texts), dropped_tokens=dropped)
+
+
+def wrap(texts, tokenizer, length, *, name="texts", report=None, quiet=True, interval=10.0):
+    """Returns the Rows of some documents, wrapped as `prepare` does, and how many tokens of the tail were dropped.
+
+    Args:
+      texts: list of str.
+      tokenizer: of the model.
+      length: int, L.
+      name: for messages.
+      report: sources.Report or None, filled with documents that had to be skipped.
+    Raises:
+      ValueError: if they hold fewer tokens than one row.
+    """
+    config = DataConfig(source=name, length=length)
+    report = sources.Report() if report is None else report
+    arrays, dropped = _wrap(texts, tokenizer, config, report, name, quiet, interval)
+    return Rows(**arrays), dropped
+
+
+def _wrap(texts, tokenizer, config, report, name, quiet, interval):
     length, dtype, eos = config.length, _dtype(tokenizer), tokenizer.special.eos
     # Per token: id, bytes, document; flushed in whole rows so that memory stays bounded.
     held, held_tokens = [], 0
@@ -230,12 +271,12 @@ def _write_documents(folder, texts, tokenizer, config, report, quiet, interval):
         held = [(ids[whole:], sizes[whole:], owners[whole:])]
         held_tokens = len(ids) - whole
 
-    with Progress(f"packing {folder.name}", len(texts), quiet=quiet, interval=interval) as progress:
+    with Progress(f"packing {name}", len(texts), quiet=quiet, interval=interval) as progress:
         for index, text in enumerate(texts):
             try:
                 ids, sizes = tokenizer.encode(text)
             except ValueError as error:
-                report.add(f"document {index} of {folder.name}", str(error))
+                report.add(f"document {index} of {name}", str(error))
                 continue
             if eos is not None:
                 ids, sizes = np.append(ids, np.int32(eos)), np.append(sizes, np.int32(0))
@@ -248,11 +289,10 @@ def _write_documents(folder, texts, tokenizer, config, report, quiet, interval):
             flush()
     if not any(len(part) for part in done["tokens"]):
         raise ValueError(
-            f"data.length={length}: the {folder.name} documents of data.source={config.source!r} hold only "
+            f"data.length={length}: the {name} documents of {config.source!r} hold only "
             f"{held_tokens} tokens, fewer than one row" + "".join(f"; {line}" for line in report.lines(1))
         )
-    arrays = {name: np.concatenate(parts) for name, parts in done.items() if parts}
-    return _write_arrays(folder, arrays, documents=len(texts), dropped_tokens=held_tokens)
+    return {kind: np.concatenate(parts) for kind, parts in done.items() if parts}, held_tokens
 
 
 def _write_arrays(folder, arrays, **facts):

@@ -8,6 +8,7 @@
 | log_linear | 1 - (1 - eps) t     | 1 / t                                    |
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,6 +62,7 @@ def log_linear(epsilon=1e-3):
     )
 
 
+@functools.cache
 def make_schedule(name, *, power=2.0, epsilon=1e-3):
     """Returns the named Schedule.
 

@@ -7,7 +7,6 @@ from dlm_jax.diffusion import schedules
 from dlm_jax.evaluation import likelihood
 from dlm_jax.information.schedules import uniform_sizes
 
-
 # Prefixes of an order to look at, per eval.num_orders: each scores one token, so the head costs nothing.
 _COUNTS_PER_ORDER = 8
 

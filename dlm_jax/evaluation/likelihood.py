@@ -18,17 +18,19 @@ from dlm_jax.progress import Progress
 
 
 def row_losses(
-    losses, rows, *, batch_size, key, mesh=None, label="evaluating", quiet=False, interval=10.0, keep_in=None
+    losses, rows, *, batch_size, key, mesh=None, label="evaluating", quiet=False, interval=10.0, inputs=(), keep_in=None
 ):
     """Runs a loss over rows, batch by batch.
 
     Args:
-      losses: (int32[B, L] tokens, key, segment_ids or None) -> float32[B, ...], nats a row, or a tuple of such arrays.
+      losses: (int32[B, L] tokens, key, segment_ids or None, *inputs) -> float32[B, ...], nats a row, or a tuple of such
+        arrays; called as it is, so compile it.
       rows: packing.Rows, or anything with `.tokens` and `.segment_ids`.
       batch_size: int; the last batch is padded with its first row.
       key: PRNG key; batch i uses stream(key, "eval", i).
       mesh: Mesh or None.
       label, quiet, interval: of the progress report.
+      inputs: further arrays [N, ...], handed over in the same batches.
       keep_in: Kept or None: finished batches are kept there, and not computed again by a second call.
     Returns:
       float64[N, ...], nats a row; a tuple where `losses` returns one.
@@ -38,7 +40,6 @@ def row_losses(
     if mesh is not None:
         ways = mesh.shape["replica"] * mesh.shape["fsdp"]
         batch_size = math.ceil(batch_size / ways) * ways
-    compiled = jax.jit(losses)
     parts = keep_in.read(batch_size) if keep_in else []
     with Progress(label, count, quiet=quiet, interval=interval) as progress:
         progress.start_at(min(count, len(parts) * batch_size))
@@ -49,10 +50,11 @@ def row_losses(
             chosen[chosen >= count] = start
             tokens = np.asarray(rows.tokens[chosen], np.int32)
             segments = None if rows.segment_ids is None else np.asarray(rows.segment_ids[chosen], np.int32)
+            others = tuple(np.asarray(array[chosen]) for array in inputs)
             if mesh is not None:
                 where = sharding.batch_sharding(mesh)
-                tokens, segments = jax.device_put((tokens, segments), where)
-            answer = compiled(tokens, rng.stream(key, "eval", index), segments)
+                tokens, segments, others = jax.device_put((tokens, segments, others), where)
+            answer = losses(tokens, rng.stream(key, "eval", index), segments, *others)
             parts.append(jax.tree.map(lambda part, n=count - start: np.asarray(part, np.float64)[:n], answer))
             progress.update(min(count, start + batch_size))
             if keep_in:
@@ -103,7 +105,7 @@ def bound(denoiser, params, schedule, num_orders):
     def losses(params, tokens, key, segment_ids):
         return reveal.bound_losses(denoiser, params, tokens, key, num_orders, schedule)
 
-    return functools.partial(losses, params)
+    return functools.partial(jax.jit(losses), params)
 
 
 def t_step(denoiser, params, schedule, sizes, order="random"):
@@ -121,7 +123,7 @@ def t_step(denoiser, params, schedule, sizes, order="random"):
         by_step = reveal.t_step_losses(denoiser, params, tokens, chosen, boundaries, max_size, schedule.time_at)
         return by_step.sum(axis=0)
 
-    return functools.partial(losses, params)
+    return functools.partial(jax.jit(losses), params)
 
 
 def one_by_one(denoiser, params, schedule, order, num_counts):
@@ -137,7 +139,7 @@ def one_by_one(denoiser, params, schedule, order, num_counts):
         count_key = rng.stream(key, "count")
         return reveal.order_losses(denoiser, params, tokens, chosen, count_key, num_counts, schedule.time_at)
 
-    return functools.partial(losses, params)
+    return functools.partial(jax.jit(losses), params)
 
 
 def autoregressive(denoiser, params):
@@ -146,7 +148,7 @@ def autoregressive(denoiser, params):
     def losses(params, tokens, key, segment_ids):
         return reveal.autoregressive_losses(denoiser, params, tokens, segment_ids).sum(axis=1)
 
-    return functools.partial(losses, params)
+    return functools.partial(jax.jit(losses), params)
 
 
 def summarize(nats, num_bytes, document, length):

@@ -87,6 +87,39 @@ def prefix_costs(denoiser, params, tokens, order, counts, time_at):
     return jnp.concatenate(costs).swapaxes(0, 1), jnp.concatenate(entropies).T
 
 
+def rotated_losses(denoiser, params, tokens, order, questions, time_at):
+    """Returns mean losses of the few tokens that a random order leaves hidden near its end, asked several times.
+
+    One row has a single hidden token at L - 1 revealed, so its mean is noisy; a rotation of the row's order hides
+    other tokens. Unbiased for random orders only.
+
+    Args:
+      order: int32[B, L], uniformly random.
+      questions: int[Q, 2], static: (how many tokens are hidden, first hidden slot); they may wrap around the end.
+      Others as in `losses_given_prefix`.
+    Returns:
+      float32[B, Q], float32[B, Q]: mean loss and mean entropy of the hidden tokens, nats.
+    """
+    batch, length = tokens.shape
+    num_slots = int(np.max(np.asarray(questions)[:, 0]))
+    by_turn = ranks(order)
+
+    def ask(_, question):
+        hidden_count, first = question
+        after = jnp.mod(by_turn - first, length)  # slots from the first hidden one on
+        xt = jnp.where(after < hidden_count, denoiser.mask_id, tokens)
+        time = jnp.broadcast_to(time_at(hidden_count / length), (batch,)) if denoiser.needs_time else None
+        rows = jnp.take(order, jnp.mod(first + jnp.arange(num_slots), length), axis=1)
+        hidden, _ = denoiser.hidden(params, xt, rows=rows, time=time)
+        targets = jnp.take_along_axis(tokens, rows, axis=1)
+        answers = denoiser.token_losses_and_entropies(params, hidden, targets)
+        is_hidden = jnp.arange(num_slots) < hidden_count
+        return None, tuple(jnp.where(is_hidden, part, 0.0).sum(axis=1) / hidden_count for part in answers)
+
+    _, (losses, entropies) = jax.lax.scan(ask, None, jnp.asarray(questions, jnp.int32))
+    return losses.T, entropies.T
+
+
 def t_step_losses(denoiser, params, tokens, order, boundaries, max_size, time_at):
     """Returns -log p(tokens | order) of the T-step sampler: step t reveals slots boundaries[t]..boundaries[t+1]-1.
 

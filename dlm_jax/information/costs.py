@@ -1,5 +1,6 @@
 """Measured costs of steps: what revealing the next tokens of an order costs, row by row of a corpus."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,8 +47,7 @@ class StepCosts:
                 f"measured are {', '.join(map(str, self.counts))}"
             )
         place = np.searchsorted(edges, boundaries)
-        steps = zip(place[:-1], place[1:], strict=True)
-        return sum(self.by_row[:, start, start:stop].sum(axis=1) for start, stop in steps)
+        return sum(self.by_row[:, start, start:stop].sum(axis=1) for start, stop in itertools.pairwise(place))
 
     def select(self, rows):
         """Returns the StepCosts of some rows (an index array or a mask)."""

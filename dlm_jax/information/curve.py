@@ -287,7 +287,8 @@ def _numbers(path, values, name, shape, may_be_nan=False):
         array = np.asarray(values[name], np.float64)
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path}: {name} must be a list of numbers") from None
-    is_shaped = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape))
+    is_shaped = array.ndim == len(shape)
+    is_shaped = is_shaped and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
     if not is_shaped:
         raise ValueError(f"{path}: {name} has shape {list(array.shape)}, must be {list(shape)}")
     if not may_be_nan and not np.isfinite(array).all():

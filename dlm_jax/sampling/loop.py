@@ -124,10 +124,9 @@ def run(
     starts, stops = _steps_to_run(sizes, canvas, denoiser.mask_id)
     groups = group_steps(stops - starts)
     program = _program(denoiser, selection, family, groups, time_at)
-    tokens, reveal_step = program(
-        params, key, jnp.asarray(canvas), None if family else jnp.asarray(order), jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32),
-        jnp.float32(temperature),
-    )  # fmt: skip
+    bounds = jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32)
+    given = None if family else jnp.asarray(order)
+    tokens, reveal_step = program(params, key, jnp.asarray(canvas), given, *bounds, jnp.float32(temperature))
     reveal_step = np.asarray(reveal_step)
     nfe = np.asarray([len(np.unique(row[row >= 0])) for row in reveal_step], np.int32)
     return Samples(np.asarray(tokens), nfe, reveal_step)

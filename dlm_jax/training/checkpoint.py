@@ -4,12 +4,14 @@ A step's folder holds params, ema, opt_state and meta.json's content (config, co
 final name only when it is complete, so a kill during a save leaves the earlier steps as they were.
 """
 
+import hashlib
 import pathlib
 import shutil
 import sys
 import warnings
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from dlm_jax.training.state import TrainState
@@ -138,6 +140,16 @@ def load_item(workdir, name="ema", step=None):
             problems.append(f"{path}: cannot be read: {_first_line(error)}")
             print(problems[-1], file=sys.stderr)
     raise ValueError(problems[0])
+
+
+def params_sha256(params):
+    """Returns the SHA-256 of all parameters: raw bytes, sorted by path, little-endian, C order."""
+    named = sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
+    digest = hashlib.sha256()
+    for _, leaf in named:
+        array = np.asarray(leaf)
+        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
 
 
 def _set_aside_broken(workdir):
