@@ -16,12 +16,17 @@ from dlm_jax.data import packing, sources, tokenizers
 from dlm_jax.data.normalize import make_normalizer
 from dlm_jax.data.packing import Rows
 from dlm_jax.evaluation import dependence, evaluators, latency, likelihood, reveal
-from dlm_jax.information import InformationCurve
+from dlm_jax.information import InformationCurve, pairs
+from dlm_jax.information import plan as plans
+from dlm_jax.information.orders import order_from_distances
 from dlm_jax.models.denoiser import Denoiser
 from dlm_jax.sampling import canvas as canvases
 from dlm_jax.sampling import loop
 from dlm_jax.sampling import selection as selections
 from dlm_jax.training import checkpoint
+
+# What a survey looks at: a random order, two that spread, one that halves, the reader's, and one from measured pairs.
+DEFAULT_ORDERS = ("random", "spaced", "blue_noise", "bisection", "left_to_right", "computed")
 
 
 def load(workdir, *, step=None):
@@ -119,8 +124,9 @@ class Generator:
         )
 
     def infill(
-        self, template, *, num_samples=1, num_steps=None, sizes=None, selection="random", temperature=1.0, seed=0
-    ):
+        self, template, *, num_samples=1, num_steps=None, sizes=None, order=None, selection="random", temperature=1.0,
+        seed=0,
+    ):  # fmt: skip
         """Fills the [MASK] and [MASK*n] of a template; everything else is kept.
 
         Args:
@@ -137,7 +143,9 @@ class Generator:
         canvas = canvases.from_template(
             template, lambda text: self._encode(text, "template"), num_samples, self.length, self.denoiser.mask_id
         )
-        return self._run(canvas, seed, sizes=sizes, num_steps=num_steps, selection=selection, temperature=temperature)
+        return self._run(
+            canvas, seed, sizes=sizes, num_steps=num_steps, order=order, selection=selection, temperature=temperature
+        )
 
     def denoise(self, tokens):
         """Returns float32[B, L, V], log p(x_i | visible), for int32[B, L] tokens with mask_id where hidden.
@@ -319,13 +327,15 @@ class Generator:
             raise ValueError(f"num_counts={num_counts}: must be a whole number of at least 2")
         counts = dependence.measured_counts(self.length, num_counts)
         costs, entropies = self.measure_order("random", rows, counts=counts, seed=seed, keep_in=keep_in, quiet=quiet)
-        hidden = self.length - counts
-        losses = np.stack([costs.by_row[:, i].sum(axis=1) / hidden[i] for i in range(len(counts))], axis=1)
+        return self._curve(costs, entropies, rows, seed, provenance or {})
+
+    def _curve(self, costs, entropies, rows, seed, provenance):
+        losses = costs.by_row.sum(axis=2) / (self.length - costs.counts)
         return InformationCurve.measured(
-            self.length, counts, losses, rows.document, predictive_entropies=entropies,
+            self.length, costs.counts, losses, rows.document, predictive_entropies=entropies,
             characters=float(np.mean([len(self.tokenizer.decode(row)) for row in np.asarray(rows.tokens)])),
             tokenizer_sha256=tokenizers.sha256(self.tokenizer), model_sha256=self.sha256,
-            provenance={"step": self.step, "seed": seed, **(provenance or {})},
+            provenance={"workdir": str(self.workdir or ""), "step": self.step, "seed": seed, **provenance},
         )  # fmt: skip
 
     def measure_order(self, order, rows, *, counts, seed=0, keep_in=None, quiet=True):
@@ -349,6 +359,66 @@ class Generator:
             batch_size=self.config.eval.batch_size, key=rng.stream(jax.random.key(seed), "measure"), quiet=quiet,
             interval=self.config.log.progress_seconds, keep_in=keep_in,
         )  # fmt: skip
+
+    def survey(
+        self, rows, *, orders=DEFAULT_ORDERS, curve=None, batch_size=4, baseline=None, seed=0, keep_in=None, quiet=True,
+        num_counts=16,
+    ):  # fmt: skip
+        """Measures everything that a plan is made of: the curve, the cost of steps in several orders, the latency.
+
+        Args:
+          rows: packing.Rows, of at least two documents; half of them choose sizes, the other half judges.
+          orders: names of families, "computed" (from the dependence of pairs in these rows), or int[L]. "random" is
+            always measured.
+          curve: InformationCurve of this model, or None to measure it on the rows.
+          batch_size: int, of the sampler that is timed; 0 = no timing.
+          baseline: Generator of an autoregressive model with the same tokenizer, or None.
+          seed: int.
+          keep_in: folder where finished measurements are kept; None keeps nothing.
+          quiet: no progress.
+          num_counts: int, numbers of revealed tokens that planned steps may start at.
+        Returns:
+          information.plan.Survey.
+        """
+        self._needs_diffusion("plan")
+        length = self.length
+        uniform = [t * length // steps for steps in (2, 4, 8, 16) if steps <= length for t in range(steps)]
+        counts = np.unique(np.concatenate([dependence.measured_counts(length, num_counts), uniform])).astype(int)
+
+        def kept(name):
+            return None if keep_in is None else pathlib.Path(keep_in) / f"{name}.rows.npz"
+
+        try:
+            pair_estimate = pairs.estimate(rows.tokens, rows.document, self.tokenizer.vocab_size)
+        except ValueError:
+            pair_estimate = None
+        costs = {}
+        for order in dict.fromkeys(["random", *orders]):
+            name = order if isinstance(order, str) else "given"
+            if order == "computed":
+                if pair_estimate is None:
+                    continue
+                order = order_from_distances(pair_estimate.by_distance, length)
+            costs[name], entropies = self.measure_order(
+                order, rows, counts=counts, seed=seed, keep_in=kept(name), quiet=quiet
+            )
+            if name == "random" and curve is None:
+                curve = self._curve(costs[name], entropies, rows, seed, {})
+        found = {}
+        if baseline is not None:
+            nats = likelihood.row_losses(
+                likelihood.autoregressive(baseline.denoiser, baseline.params), rows,
+                batch_size=self.config.eval.batch_size, key=jax.random.key(seed), quiet=quiet,
+                label="evaluating left to right", interval=self.config.log.progress_seconds,
+            )  # fmt: skip
+            judged = plans.halves(np.asarray(rows.document))[1]
+            summary = likelihood.summarize(nats[judged], rows.num_bytes[judged], rows.document[judged], length)
+            found = {
+                "nll_nats": summary["nll_nats_per_token"] * length, "stderr_nats": summary["stderr"] * length,
+                "bits_per_byte": summary["bits_per_byte"], "bits_per_byte_stderr": summary["bits_per_byte_stderr"],
+            }  # fmt: skip
+        timed = self.measure_latency(batch_size, quiet=quiet) if batch_size else None
+        return plans.Survey(curve, costs, timed, found, pair_estimate)
 
     def measure_latency(self, batch_size, *, repeats=5, quiet=True):
         """Returns the information.plan.Latency of this model's sampler on this device, for batches of `batch_size`."""

@@ -39,7 +39,7 @@ def run(values):
             raise ValueError(f"--t_steps={steps}: must be between 1 and data.length={config.data.length}")
     baseline = values["baseline"].value or (workdir / "baseline" if (workdir / "baseline").is_dir() else None)
     if baseline is not None and not evaluators.is_autoregressive(config):
-        baseline = _load_baseline(baseline, generator)  # a wrong one is refused before the long work
+        baseline = load_baseline(baseline, generator)  # a wrong one is refused before the long work
     say = (lambda line: None) if values["json"].value else (lambda line: print(line, file=sys.stderr))
     corpus = packing.prepare(config.data, loop.cache_dir(config, workdir), say=say)
     rows = evaluators.first_rows(corpus.validation, config.eval.num_rows)
@@ -63,7 +63,8 @@ def run(values):
     options.emit(payload, values["output"].value or workdir / "evaluate.json")
 
 
-def _load_baseline(workdir, generator):
+def load_baseline(workdir, generator):
+    """Returns the Generator of an autoregressive baseline that fits a model."""
     import dlm_jax
     from dlm_jax.data import tokenizers
     from dlm_jax.evaluation import evaluators

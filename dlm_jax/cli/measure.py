@@ -20,9 +20,7 @@ def define_flags(values):
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_list("normalize", [], "compare with the corpus after nfkc, casefold, whitespace", flag_values=values)
-    flags.DEFINE_string(
-        "terminology", "", "compare after replacing terms: CSV of variant,canonical", flag_values=values
-    )
+    flags.DEFINE_string("terminology", "", "compare after replacing terms (CSV: variant,canonical)", flag_values=values)
     flags.DEFINE_integer("num_rows", 512, "at most so many rows", flag_values=values)
     flags.DEFINE_integer("num_counts", 24, "at most so many numbers of revealed tokens", flag_values=values)
     flags.DEFINE_integer("length", 128, "tokens a row, where there is no model", flag_values=values)
@@ -172,8 +170,8 @@ def _without_model(values, subjects):
         if not values["json"].value:
             unigram, one = estimate.unigram_entropy, estimate.one_revealed_entropy
             print(
-                f"{corpus}: f(0) {unigram[0]:.4f} +- {unigram[1]:.4f}, f(1) {one[0]:.4f} +- {one[1]:.4f} nats per token; "
-                f"neighbours share {estimate.pair_information[0]:.4f} +- {estimate.pair_stderr[0]:.4f} nats",
+                f"{corpus}: f(0) {unigram[0]:.4f} +- {unigram[1]:.4f}, f(1) {one[0]:.4f} +- {one[1]:.4f} nats per "
+                f"token; neighbours share {estimate.pair_information[0]:.4f} +- {estimate.pair_stderr[0]:.4f} nats",
                 file=sys.stderr,
             )
     return {"model_free": found}

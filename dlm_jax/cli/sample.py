@@ -18,6 +18,8 @@ def define_flags(values):
         "num_steps", None, "denoising steps; default of the config, 0 = one token a step", flag_values=values
     )
     flags.DEFINE_list("sizes", None, "tokens revealed by each step, instead of --num_steps", flag_values=values)
+    flags.DEFINE_string("plan", None, "plan.json of dlm plan: sizes and order", flag_values=values)
+    flags.DEFINE_string("order", None, "random, spaced, ...; default: what it was trained for", flag_values=values)
     flags.DEFINE_string("selection", None, "random or confidence; default of the config", flag_values=values)
     flags.DEFINE_float("temperature", None, "0 = the most probable token; default of the config", flag_values=values)
     flags.DEFINE_string("prompt", "", "the beginning of every sample", flag_values=values)
@@ -33,6 +35,9 @@ def run(values):
         raise ValueError("--num_steps, --sizes: only one of them can be given")
     if values["infill"].value is not None and values["prompt"].value:
         raise ValueError("--infill, --prompt: only one of them can be given; a template holds its own text")
+    for other in ("num_steps", "sizes", "order", "infill"):
+        if values["plan"].value is not None and values[other].value is not None:
+            raise ValueError(f"--plan, --{other}: only one of them can be given")
     import pathlib
 
     import dlm_jax
@@ -40,6 +45,14 @@ def run(values):
     from dlm_jax.progress import Progress
 
     generator = dlm_jax.load(workdir)
+    order = values["order"].value
+    if values["plan"].value is not None:
+        from dlm_jax.data import tokenizers
+        from dlm_jax.information import Plan
+
+        plan = Plan.load(values["plan"].value)
+        plan.check_fits(generator.length, tokenizers.sha256(generator.tokenizer), name=f"--plan={values['plan'].value}")
+        sizes, order = plan.sizes, plan.order
     defaults = generator.config.sample
 
     def given(name):
@@ -53,7 +66,8 @@ def run(values):
         "num_samples": given("num_samples"),
         "num_steps": num_steps or None,
         "sizes": sizes,
-        "selection": given("selection"),
+        "selection": "random" if values["plan"].value is not None else given("selection"),
+        "order": order,
         "temperature": given("temperature"),
         "seed": values["seed"].value,
     }

@@ -1,4 +1,4 @@
-"""Two corpora, or one before and after cleaning: whose tokens depend more on each other, and what that does to steps."""
+"""Two corpora, or one before and after cleaning: whose tokens depend more on each other, and what steps then cost."""
 
 import numpy as np
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from dlm_jax import files
 from dlm_jax.information import error, orders, schedules, statistics
+from dlm_jax.information.curve import InformationCurve, interpolation
+from dlm_jax.information.pairs import PairEstimate
 
 _FORMAT = 1
 MARGIN = 1.645  # standard errors kept in reserve against a budget: one-sided 95 %
@@ -61,6 +63,7 @@ class Candidate:
         error in the sense of `error.expected_kl`. May be negative for better orders.
       bits_per_byte: float or None.
       seconds: of one batch, or None.
+      planning_nats: per sequence, on the documents that the choice is made on; None where there is only one set.
     """
 
     order: object
@@ -73,6 +76,12 @@ class Candidate:
     bits_per_byte: float | None = None
     bits_per_byte_stderr: float | None = None
     seconds: float | None = None
+    planning_nats: float | None = None
+
+    @property
+    def score(self):
+        """float, nats by which it is chosen: never those by which it is judged, where there are two sets of rows."""
+        return self.nll_nats if self.planning_nats is None else self.planning_nats
 
     @property
     def num_steps(self):
@@ -226,54 +235,108 @@ def candidates_of_curve(curve, num_steps, latency=None):
     return found
 
 
+@dataclass(frozen=True)
+class Survey:
+    """Everything that was measured about sampling from one model: what a decision is made of, and what a report shows.
+
+    Args:
+      curve: InformationCurve, of all rows.
+      costs: {order name: StepCosts}, of the same rows; "random" is among them.
+      latency: Latency or None.
+      baseline: {"nll_nats", "stderr_nats", "bits_per_byte", "bits_per_byte_stderr"} of the autoregressive model on the
+        judged rows, or {}.
+      pairs: PairEstimate or None.
+    """
+
+    curve: InformationCurve
+    costs: dict
+    latency: Latency | None = None
+    baseline: dict = field(default_factory=dict)
+    pairs: PairEstimate | None = None
+
+    @property
+    def length(self):
+        return self.curve.length
+
+    def interpolated_nll(self, sizes):
+        """Returns float64[N], -log p of each row in random order for any sizes; linear in the measured losses."""
+        costs = self.costs["random"]
+        cells = np.diff(np.append(costs.counts, costs.length))
+        index = np.arange(len(cells))
+        losses = costs.by_row[:, index, index] / cells  # mean loss of the hidden tokens, float64[N, K]
+        weights = error.error_weights(sizes, costs.length) + 1.0
+        return losses @ (weights @ interpolation(costs.length, costs.counts))
+
+    def candidates(self, num_steps):
+        """Returns the Candidates of all orders and schedules.
+
+        Planned sizes are chosen on one half of the documents; every candidate is judged on the other. The excess is
+        measured from one token at a time in random order, paired row by row.
+
+        Args:
+          num_steps: ints.
+        Raises:
+          ValueError: if there are fewer than two documents.
+        """
+        random = self.costs["random"]
+        plan_on, judge_on = halves(random.document)
+        if not judge_on.any():
+            raise ValueError("rows: at least 2 documents are needed, to plan on one and to judge on another")
+        document, num_bytes = random.document[judge_on], random.num_bytes[judge_on]
+        one_by_one = self.interpolated_nll(np.ones(self.length, np.int64))[judge_on]
+        found = []
+        for order, costs in self.costs.items():
+            planned = costs.select(plan_on).optimal_sizes(max(num_steps))
+            edges = set(costs.counts.tolist())
+            for steps in sorted(set(num_steps)):
+                named = {"planned": planned[steps]} if steps in planned else {}
+                if steps <= self.length:
+                    named |= {name: make(self.length, steps) for name, make in schedules.FIXED.items()}
+                for name, sizes in named.items():
+                    if order == "random":
+                        nats = self.interpolated_nll(sizes)
+                    elif set((np.cumsum(sizes) - sizes).tolist()) <= edges:
+                        nats = costs.nll(sizes)
+                    else:
+                        continue  # its boundaries were not measured, and other orders have no smooth curve
+                    judged = self._judged(costs.order, name, sizes, nats[judge_on], one_by_one, document, num_bytes)
+                    found.append(replace(judged, planning_nats=float(nats[plan_on].mean())))
+        return found
+
+    def _judged(self, order, schedule, sizes, nats, one_by_one, document, num_bytes):
+        ones = np.ones(len(nats))
+        nll, nll_error = statistics.ratio(nats, ones, document)
+        excess, excess_error = statistics.ratio(nats - one_by_one, ones, document)
+        bits, bits_error = statistics.ratio(nats / math.log(2), num_bytes, document)
+        seconds = self.latency.of(sizes) if self.latency else None
+        sizes = tuple(int(s) for s in sizes)
+        return Candidate(order, schedule, sizes, nll, nll_error, excess, excess_error, bits, bits_error, seconds)
+
+    def planned_minus_fixed(self, num_steps):
+        """Returns, for every number of steps and fixed schedule, how much better planned sizes are in random order.
+
+        Sizes are planned on one half of the documents and all compared, row by row, on the other.
+
+        Returns:
+          [{"num_steps", "schedule", "difference_nats", "stderr_nats"}]; negative: the planned sizes are better.
+        """
+        random = self.costs["random"]
+        plan_on, judge_on = halves(random.document)
+        planned = random.select(plan_on).optimal_sizes(max(num_steps))
+        found = []
+        for steps in sorted(set(num_steps) & set(planned)):
+            mine = self.interpolated_nll(planned[steps])[judge_on]
+            for name, make in schedules.FIXED.items():
+                apart = mine - self.interpolated_nll(make(self.length, steps))[judge_on]
+                value, stderr = statistics.ratio(apart, np.ones(len(apart)), random.document[judge_on])
+                found.append({"num_steps": steps, "schedule": name, "difference_nats": value, "stderr_nats": stderr})
+        return found
+
+
 def halves(document):
     """Returns (bool[N], bool[N]): rows to plan on and rows to judge on, no document in both."""
     _, index = np.unique(document, return_inverse=True)
     return index % 2 == 0, index % 2 == 1
-
-
-def candidates_of_costs(costs, num_steps, one_by_one, latency=None):
-    """Returns the Candidates of one order: planned sizes, and uniform ones where their boundaries were measured.
-
-    Sizes are planned on one half of the documents and judged on the other.
-
-    Args:
-      costs: StepCosts.
-      num_steps: ints.
-      one_by_one: float64[N], nats of each row one token at a time in random order: what the excess is measured from.
-      latency: Latency or None.
-    """
-    plan_on, judge_on = halves(costs.document)
-    if not judge_on.any():
-        raise ValueError("rows: at least 2 documents are needed, to plan on one and to judge on another")
-    planned = costs.select(plan_on).optimal_sizes(max(num_steps))
-    judged = costs.select(judge_on)
-    edges = set(costs.counts.tolist())
-    found = []
-    for steps in num_steps:
-        named = {"planned": planned[steps]} if steps in planned else {}
-        uniform = schedules.uniform_sizes(costs.length, steps)
-        if set((np.cumsum(uniform) - uniform).tolist()) <= edges:
-            named["uniform"] = uniform
-        for name, sizes in named.items():
-            summary = judged.summary(sizes)
-            above = judged.nll(sizes) - one_by_one[judge_on]
-            excess, excess_error = statistics.ratio(above, np.ones(len(above)), judged.document)
-            found.append(
-                Candidate(
-                    costs.order,
-                    name,
-                    tuple(int(s) for s in sizes),
-                    summary["nll_nats"],
-                    summary["stderr_nats"],
-                    excess,
-                    excess_error,
-                    summary["bits_per_byte"],
-                    summary["bits_per_byte_stderr"],
-                    latency.of(sizes) if latency else None,
-                )
-            )
-    return found
 
 
 def choose(candidates, *, num_steps=None, max_kl=None, max_latency=None):
@@ -297,7 +360,7 @@ def choose(candidates, *, num_steps=None, max_kl=None, max_latency=None):
         if not fitting:
             known = sorted({c.num_steps for c in candidates})
             raise ValueError(f"num_steps={num_steps}: must be one of {', '.join(map(str, known))}")
-        return min(fitting, key=lambda c: c.nll_nats), f"the best {num_steps} steps"
+        return min(fitting, key=lambda c: c.score), f"the best {num_steps} steps"
     if max_kl is not None:
         return _fewest(candidates, max_kl), f"the fewest steps whose error is at most {max_kl:g} nats per sequence"
     if max_latency is not None:
@@ -311,11 +374,11 @@ def choose(candidates, *, num_steps=None, max_kl=None, max_latency=None):
                 f"max_latency={max_latency}: cannot be met; the fastest, {fastest.num_steps} steps, takes "
                 f"{fastest.seconds:.4g} s"
             )
-        return min(fitting, key=lambda c: c.nll_nats), f"the best within {max_latency:g} s a batch"
-    best = min(c.nll_nats for c in candidates)
-    near = [c for c in candidates if c.nll_nats <= (1 + WITHIN) * best]
+        return min(fitting, key=lambda c: c.score), f"the best within {max_latency:g} s a batch"
+    best = min(c.score for c in candidates)
+    near = [c for c in candidates if c.score <= (1 + WITHIN) * best]
     fewest = min(c.num_steps for c in near)
-    chosen = min((c for c in near if c.num_steps == fewest), key=lambda c: c.nll_nats)
+    chosen = min((c for c in near if c.num_steps == fewest), key=lambda c: c.score)
     return chosen, f"the fewest steps whose quality is within {WITHIN:.0%} of the best"
 
 
@@ -331,7 +394,7 @@ def _fewest(candidates, max_kl):
             f"{MARGIN} standard errors), in {best.num_steps} steps"
         )
     fewest = min(c.num_steps for c in fitting)
-    return min((c for c in fitting if c.num_steps == fewest), key=lambda c: c.nll_nats)
+    return min((c for c in fitting if c.num_steps == fewest), key=lambda c: c.score)
 
 
 def frontier(candidates):

@@ -6,13 +6,21 @@ It is handed numbers and texts; it runs no model.
 import base64
 import html
 import json
+import math
 import pathlib
 
 import numpy as np
 
 from dlm_jax import files
+from dlm_jax.information import error, plan, schedules
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9822b", "#777777"
+_COLOURS = (_BLUE, _ORANGE, "#2a8f5d", "#8a4fa3", "#b5443c", "#4f9fb5", "#8c8c2f")
+_NAMES = {
+    "total_correlation": "Total correlation",
+    "dual_total_correlation": "Dual total correlation",
+    "mutual_information": "Sum of mutual informations",
+}
 
 
 def figure_loss(path, curves):
@@ -35,30 +43,215 @@ def figure_loss(path, curves):
     _save(figure, path)
 
 
-def figure_steps(path, num_steps, bits, stderr, lines):
-    """Draws bits per byte of the T-step sampler against T.
+def figure_curve(path, curve):
+    """Draws f(k) with its 95 % band, the measured counts, and the predicted entropies.
 
     Args:
       path: PNG file.
-      num_steps: int[n].
-      bits, stderr: float[n], bits per byte.
-      lines: {label: bits per byte}, drawn as horizontal lines.
+      curve: InformationCurve.
     """
     figure, axes = _figure()
-    axes.errorbar(
-        num_steps, bits, yerr=2 * np.asarray(stderr), color=_BLUE, marker="o", capsize=3, label="T-step sampler"
-    )
-    for (label, value), style in zip(lines.items(), ("--", ":", "-."), strict=False):
-        axes.axhline(value, color=_GREY, linestyle=style, label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(num_steps, [str(t) for t in num_steps])
-    axes.set_xlabel("denoising steps T")
-    axes.set_ylabel("held-out bits per byte, given the order")
+    k = np.arange(curve.length)
+    axes.plot(k, curve.entropy, color=_BLUE, label="f(k): loss of a token, k revealed")
+    if curve.stderr is not None:
+        axes.fill_between(
+            k, curve.entropy - 2 * curve.stderr, curve.entropy + 2 * curve.stderr, color=_BLUE, alpha=0.15
+        )
+        axes.plot(curve.counts, curve.raw_entropy, "o", color=_BLUE, markersize=3)
+    if curve.predictive_entropy is not None:
+        axes.plot(curve.counts, curve.predictive_entropy, "--", color=_ORANGE, label="entropy that the model predicts")
+    axes.set_xlabel("revealed tokens k of a sequence")
+    axes.set_ylabel("nats per token")
     axes.legend(framealpha=0.9, edgecolor="none")
     _save(figure, path)
 
 
-def write(folder, *, title, facts, figures, samples, commands, details):
+def figure_error(path, curve, num_steps):
+    """Draws the expected error of every schedule in random order against T, with the bounds.
+
+    Args:
+      path: PNG file.
+      curve: InformationCurve.
+      num_steps: ints.
+    """
+    figure, axes = _figure()
+    length = curve.length
+    steps = [t for t in sorted(set(num_steps)) if t < length]
+    errors, _ = schedules.optimal_schedules(curve, max(steps))
+    lines = {name: [error.expected_kl(curve, make(length, t)) for t in steps] for name, make in schedules.FIXED.items()}
+    lines["planned"] = [errors[t] for t in steps]
+    for (name, values), colour in zip(lines.items(), _COLOURS, strict=False):
+        axes.plot(steps, np.maximum(values, 1e-12), "o-", color=colour, markersize=3, label=name)
+    information = curve.mutual_information
+    uniform = [schedules.uniform_sizes(length, t) for t in steps]
+    axes.plot(
+        steps, [error.li_cai_upper_bound(information, s) for s in uniform], ":", color=_GREY, label="Li-Cai upper bound"
+    )
+    axes.plot(
+        steps, [error.upper_bound(information, s) for s in uniform], "--", color=_GREY, label="sharper upper bound"
+    )
+    lower = [error.li_cai_lower_bound(curve, int(s.max())) for s in uniform]
+    axes.plot(steps, np.maximum(lower, 1e-12), "-.", color=_GREY, label="Li-Cai lower bound (some schedule)")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    top = max(max(values) for values in lines.values())
+    axes.set_ylim(bottom=max(min(min(v) for v in lines.values()), 1e-4 * max(top, 1e-9)) / 2)
+    axes.set_xticks(steps, [str(t) for t in steps])
+    axes.set_xlabel("denoising steps T")
+    axes.set_ylabel("error of sampling, nats per sequence")
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8)
+    _save(figure, path)
+
+
+def figure_orders(path, candidates, lines):
+    """Draws held-out bits per byte of the T-step sampler against T, for every order with its planned sizes.
+
+    Args:
+      path: PNG file.
+      candidates: list of plan.Candidate with bits per byte.
+      lines: {label: bits per byte}, drawn as horizontal lines.
+    """
+    figure, axes = _figure()
+    shown = [("random", "uniform")]
+    shown += [(name, "planned") for name in dict.fromkeys(c.order_name for c in candidates)]
+    ticks = set()
+    for (order, schedule), colour in zip(shown, (_GREY, *_COLOURS), strict=False):
+        points = sorted(
+            (c.num_steps, c.bits_per_byte, c.bits_per_byte_stderr)
+            for c in candidates
+            if (c.order_name, c.schedule) == (order, schedule) and c.num_steps > 1
+        )
+        if points:
+            steps, bits, stderr = zip(*points, strict=True)
+            ticks |= set(steps)
+            axes.errorbar(
+                steps, bits, yerr=2 * np.asarray(stderr), color=colour, marker="o", markersize=3, capsize=2,
+                linewidth=1, label=f"{order}, {schedule} sizes",
+            )  # fmt: skip
+    for (label, value), style in zip(lines.items(), ("--", ":"), strict=False):
+        axes.axhline(value, color="black", linewidth=1, linestyle=style, label=label)
+    axes.set_xscale("log", base=2)
+    powers = [t for t in sorted(ticks) if t & (t - 1) == 0]
+    axes.set_xticks(powers, [str(t) for t in powers])
+    axes.set_xlabel("denoising steps T")
+    axes.set_ylabel("held-out bits per byte, given the order")
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8)
+    _save(figure, path)
+
+
+def figure_frontier(path, candidates, chosen, latency, baseline, length):
+    """Draws latency against quality, the frontier and the recommendation, and the autoregressive baseline.
+
+    Args:
+      path: PNG file.
+      candidates: list of plan.Candidate with seconds and bits per byte.
+      chosen: plan.Candidate, the recommendation.
+      latency: plan.Latency.
+      baseline: Survey.baseline.
+      length: int, L.
+    """
+    figure, axes = _figure()
+    per_sample = 1.0 / latency.batch_size
+    axes.plot(
+        [c.seconds * per_sample for c in candidates], [c.bits_per_byte for c in candidates], ".", color=_GREY,
+        alpha=0.5, label="all that was looked at",
+    )  # fmt: skip
+    front = plan.frontier(candidates)
+    axes.plot(
+        [c.seconds * per_sample for c in front], [c.bits_per_byte for c in front], "o-", color=_BLUE, markersize=4,
+        label="best for its number of steps",
+    )  # fmt: skip
+    axes.plot(
+        [chosen.seconds * per_sample], [chosen.bits_per_byte], "*", color=_ORANGE, markersize=16, label="recommended"
+    )
+    if baseline:
+        for name, style in (("uncached", "s"), ("cached_floor", "D")):
+            axes.plot(
+                [latency.autoregressive[name] * length * per_sample], [baseline["bits_per_byte"]], style, color="black",
+                label=f"autoregressive, {name.replace('_', ' ')}",
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel(f"seconds a sample on {latency.device}, batch {latency.batch_size}")
+    axes.set_ylabel("held-out bits per byte")
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8)
+    _save(figure, path)
+
+
+def figure_sizes(path, chosen):
+    """Draws how many tokens each step of a plan reveals.
+
+    Args:
+      path: PNG file.
+      chosen: plan.Candidate or Plan.
+    """
+    figure, axes = _figure()
+    axes.bar(np.arange(1, len(chosen.sizes) + 1), chosen.sizes, color=_BLUE)
+    axes.set_xlabel("step")
+    axes.set_ylabel("tokens revealed")
+    _save(figure, path)
+
+
+def in_words(curve):
+    """Returns a paragraph that says what the curve means to somebody who has not heard of it."""
+    summary = curve.summary()
+    information = summary["mutual_information"]
+    first, last = curve.entropy[0], curve.entropy[-1]
+    known = 1 - last / first if first > 0 else 0.0
+    return (
+        f"With nothing else known, a token of this text leaves {first / math.log(2):.2f} bits open. Once all other "
+        f"tokens of its {curve.length}-token sequence are revealed it leaves {last / math.log(2):.2f} bits: the others settle "
+        f"{known:.0%} of it. Over a whole sequence that is {information['nats']:.1f} nats of mutual information (95 % "
+        f"interval {information['low']:.1f} to {information['high']:.1f}), {information['per_token']:.3f} per token. "
+        "The more tokens know of one another, the more a step that reveals many at once gets wrong. The model's own "
+        "error is inside these numbers and cannot be told apart from them; the sum is usually a lower estimate."
+    )
+
+
+def dependence_table(curve):
+    """Returns (header, rows) of what the corpus' tokens share, for `write`."""
+    rows = []
+    for name, found in curve.summary().items():
+        per_character = "" if found["per_character"] is None else f"{found['per_character']:.4f}"
+        calibrated = "" if found["calibrated"] is None else f"{found['calibrated']:.2f}"
+        rows.append((
+            _NAMES[name], f"{found['nats']:.2f} +- {found['stderr']:.2f}", f"{found['per_token']:.4f}", per_character,
+            calibrated,
+        ))  # fmt: skip
+    return ("nats", "per sequence", "per token", "per character", "if the model is calibrated"), rows
+
+
+def steps_table(candidates):
+    """Returns (header, rows): bits per byte by T for the orders and sizes that were looked at, for `write`."""
+    shown = [("random", "uniform"), ("random", "planned")]
+    shown += [(n, "planned") for n in dict.fromkeys(c.order_name for c in candidates) if n != "random"]
+    table = {(c.order_name, c.schedule, c.num_steps): c for c in candidates}
+    rows = []
+    for steps in sorted({c.num_steps for c in candidates}):
+        cells = [table.get((*which, steps)) for which in shown]
+        rows.append(
+            (
+                str(steps),
+                *("" if c is None else f"{c.bits_per_byte:.3f} +- {c.bits_per_byte_stderr:.3f}" for c in cells),
+            )
+        )
+    return ("T", *(f"{order}, {schedule}" for order, schedule in shown)), rows
+
+
+def saved_table(candidates, best_order):
+    """Returns (header, rows): steps that do as well as T uniform steps in random order, by sizes, by order, by both."""
+    by = {
+        "sizes": plan.steps_saved(candidates, "random", "planned"),
+        "order": plan.steps_saved(candidates, best_order, "uniform"),
+        "both": plan.steps_saved(candidates, best_order, "planned"),
+    }
+    rows = [
+        (str(steps), *("" if by[name].get(steps) is None else str(by[name][steps]) for name in by))
+        for steps in by["sizes"]
+    ]
+    return ("T, random order, uniform sizes", "planned sizes", f"{best_order} order", "both"), rows
+
+
+def write(folder, *, title, facts, figures, samples, commands, details, lead="", words="", tables=()):
     """Writes index.html: what was found in words, the figures, the samples, and how to go on.
 
     Args:
@@ -69,6 +262,9 @@ def write(folder, *, title, facts, figures, samples, commands, details):
       samples: list of (heading, text).
       commands: list of (what it does, command).
       details: nested dict of plain values, shown as JSON.
+      lead: str, the recommendation in a sentence or two.
+      words: str, what the numbers mean.
+      tables: list of (heading, (header cells, rows of cells), note).
     Returns:
       pathlib.Path of the page.
     """
@@ -80,13 +276,22 @@ def write(folder, *, title, facts, figures, samples, commands, details):
         for name, caption in figures
     )
     texts = "".join(f"<h3>{_e(heading)}</h3><pre>{_e(text)}</pre>" for heading, text in samples)
+    sheets = "".join(
+        f"<h3>{_e(heading)}</h3><div class=wide><table><tr>{''.join(f'<th>{_e(cell)}</th>' for cell in header)}</tr>"
+        + "".join(f"<tr>{''.join(f'<td>{_e(cell)}</td>' for cell in row)}</tr>" for row in body)
+        + f"</table></div><p class=note>{_e(note)}</p>"
+        for heading, (header, body), note in tables
+    )
+    lead = f"<p class=lead>{_e(lead)}</p>" if lead else ""
+    words = f"<p>{_e(words)}</p>" if words else ""
     steps = "".join(f"<li>{_e(what)}<pre>{_e(command)}</pre></li>" for what, command in commands)
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{_e(title)}</title><style>{_STYLE}</style></head><body>
-<h1>{_e(title)}</h1><table>{rows}</table>
+<h1>{_e(title)}</h1>{lead}<table class=facts>{rows}</table>{words}
 <h2>Figures</h2>{images}
-<h2>Samples</h2>{texts}
+{"<h2>Tables</h2>" + sheets if sheets else ""}
+{"<h2>Samples</h2>" + texts if texts else ""}
 <h2>Next</h2><ol>{steps}</ol>
 <h2>All numbers</h2><details><summary>JSON</summary><pre>{_e(json.dumps(details, indent=1))}</pre></details>
 </body></html>
@@ -100,7 +305,10 @@ _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "h1{font-size:1.6rem}table{border-collapse:collapse;width:100%}"
     "th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #ddd;vertical-align:top}"
-    "th{font-weight:600;width:45%}figure{margin:1rem 0}img{max-width:100%}figcaption{color:#555;font-size:.9rem}"
+    ".facts th{width:40%}th{font-weight:600}"
+    ".lead{font-size:1.15rem;background:#eef4fb;padding:.8rem 1rem;border-radius:.4rem}"
+    ".wide{overflow-x:auto}.wide td,.wide th{white-space:nowrap;font-size:.9rem}"
+    ".note,figcaption{color:#555;font-size:.9rem}figure{margin:1rem 0}img{max-width:100%}"
     "pre{background:#f5f5f5;padding:.7rem;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}"
 )
 
