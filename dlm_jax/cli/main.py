@@ -82,6 +82,8 @@ def _run(module, values, verb, rest):
         raise UsageError(options.explain_parse_error(error, arguments)) from None
     finally:
         sys.argv = before
+    if extra and getattr(module, "TAKES_NAME", False):
+        return module.run(values, *extra) or DONE
     if extra:
         raise UsageError(f"argument {extra[0]!r}: dlm {verb} takes flags only, for example --workdir=W")
     return module.run(values) or DONE

@@ -142,6 +142,11 @@ def load_config_file(name):
     return _run_config_of(given, path)
 
 
+def load_study_config(name):
+    """Returns the ConfigDict of a study that comes with the package."""
+    return runpy.run_path(str(shipped_config(name)))["get_config"]()
+
+
 def emit(payload, path=None):
     """Prints a payload as JSON, and writes it to a file where a path is given."""
     from dlm_jax import files

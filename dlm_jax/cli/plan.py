@@ -286,7 +286,8 @@ def write_report(folder, generator, survey, made, chosen, candidates, *, samples
                 ("What the tokens share", report.dependence_table(survey.curve), "Nats; +- one standard error, "
                  "documents being the unit of sampling. A measured curve holds the model's error too."),
                 ("Bits per byte by steps and order", report.steps_table(candidates), "Judged on documents that the "
-                 "sizes were not planned on; +- one standard error, of the level. Differences between columns are surer."),
+                 "sizes were not planned on; +- one standard error, of the level. Differences between columns are "
+                 "surer."),
                 ("Steps saved at equal quality", report.saved_table(candidates, best.order_name), "Fewest steps, of "
                  "those looked at, that are at least as good as the first column; empty: none."),
                 ("Planned sizes against fixed ones", _differences(made), "Random order, nats per sequence, paired on "
@@ -330,7 +331,8 @@ def _facts(survey, made, chosen):
         (
             "Quality",
             f"{chosen.bits_per_byte:.3f} +- {chosen.bits_per_byte_stderr:.3f} bits per byte; "
-            f"{made.expected_kl_nats:+.2f} +- {chosen.excess_stderr:.2f} nats per sequence against one token at a time in random order",
+            f"{made.expected_kl_nats:+.2f} +- {chosen.excess_stderr:.2f} nats per sequence against "
+            "one token at a time in random order",
         ),
     ]
     if survey.latency:
@@ -338,8 +340,8 @@ def _facts(survey, made, chosen):
         rate = survey.length / per_sample
         facts.append((
             "Latency",
-            f"{made.seconds:.3g} s a batch of {survey.latency.batch_size} on {survey.latency.device}: {per_sample:.3g} s "
-            f"a sample, {rate:,.0f} tokens per second",
+            f"{made.seconds:.3g} s a batch of {survey.latency.batch_size} on {survey.latency.device}: {per_sample:.3g} "
+            f"s a sample, {rate:,.0f} tokens per second",
         ))  # fmt: skip
         if survey.baseline:
             slow, fast = (survey.latency.autoregressive[n] * survey.length / survey.latency.batch_size

@@ -7,12 +7,16 @@ from absl import flags
 
 from dlm_jax.cli import options
 
+TAKES_NAME = True
 EXAMPLE = "dlm study convergence --workdir studies/convergence"
 
 
 def define_flags(values):
     options.define_workdir(values, "folder of the study")
     options.define_json(values)
+    flags.DEFINE_integer("num_samples", None, "convergence: samples of each order", flag_values=values)
+    flags.DEFINE_integer("num_orders", None, "convergence: fixed orders", flag_values=values)
+    flags.DEFINE_integer("num_rows", None, "convergence: rows of real data", flag_values=values)
     flags.DEFINE_list("configs", ["orders", "demo"], "orders: config files, one a corpus", flag_values=values)
     flags.DEFINE_list("seeds", ["0", "1"], "orders: seeds of the models", flag_values=values)
     flags.DEFINE_integer("num_steps", None, "orders: training steps, instead of the config's", flag_values=values)
@@ -35,11 +39,32 @@ def run_orders(values, workdir, say):
     return orders.run(bases, workdir, seeds=options.whole_numbers(values, "seeds"), say=say)
 
 
-STUDIES = {"orders": run_orders}
+def run_convergence(values, workdir, say):
+    from dlm_jax.studies import convergence
+
+    config = options.load_study_config("convergence")
+    for name in ("num_samples", "num_orders", "num_rows"):
+        if values[name].value is not None:
+            if values[name].value < 1:
+                raise ValueError(f"--{name}={values[name].value}: must be at least 1")
+            config[name] = values[name].value
+    return convergence.run(config, workdir, say=say)
 
 
-def run(values, name):
+# name -> what it shows
+STUDIES = {
+    "convergence": (run_convergence, "the KL error of sampling against T, on exactly known data: formula and bounds"),
+    "orders": (run_orders, "orders of revealing, and training for them, beside an autoregressive baseline"),
+}
+
+
+def run(values, name=None):
+    if name is None:
+        known = ", ".join(STUDIES)
+        raise ValueError(f"NAME: must be given: dlm study NAME, with NAME one of {known}")
+    if name not in STUDIES:
+        raise ValueError(f"NAME={name!r}: must be one of {', '.join(STUDIES)}")
     workdir = pathlib.Path(options.required(values, "workdir"))
-    found = STUDIES[name](values, workdir, lambda line: print(line, file=sys.stderr, flush=True))
+    found = STUDIES[name][0](values, workdir, lambda line: print(line, file=sys.stderr, flush=True))
     if values["json"].value:
         options.emit(found)

@@ -191,6 +191,46 @@ def figure_sizes(path, chosen):
     _save(figure, path)
 
 
+def figure_convergence(path, found, length):
+    """Draws error against T on log-log axes, one panel a distribution, with measurements and bounds.
+
+    Args:
+      path: PNG file.
+      found: {name: {"num_steps", "formula", "optimal", "upper_bound", "lower_bound", optionally "measured", "stderr"}}.
+      length: int, L.
+    """
+    panels = math.ceil(len(found) / 4), min(4, len(found))
+    figure, grid = _figure(panels, size=(3.4 * panels[1], 3.1 * panels[0]))
+    for axes, (name, entry) in zip(np.ravel(grid), found.items(), strict=False):
+        steps = entry["num_steps"]
+
+        def line(key, style, colour, label, axes=axes, entry=entry, steps=steps):
+            values = np.asarray(entry[key])
+            axes.plot(steps, np.where(values > 1e-9, values, np.nan), style, color=colour, label=label, linewidth=1)
+
+        line("upper_bound", ":", _GREY, "Li-Cai upper bound")
+        line("lower_bound", "-.", _GREY, "Li-Cai lower bound")
+        line("formula", "-", _BLUE, "formula, uniform sizes")
+        line("optimal", "--", _ORANGE, "formula, planned sizes")
+        if "measured" in entry:
+            values = np.asarray(entry["measured"])
+            axes.errorbar(
+                steps, np.where(values > 1e-9, values, np.nan), yerr=2 * np.asarray(entry["stderr"]), fmt="o",
+                color=_BLUE, markersize=3, label="measured",
+            )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_title(f"{name} (MI {entry['mutual_information']:.0f})", fontsize=9)
+        axes.tick_params(labelsize=7)
+    for axes in np.ravel(grid)[len(found) :]:
+        axes.set_visible(False)
+    np.ravel(grid)[0].set_ylabel("KL error, nats per sequence", fontsize=8)
+    np.ravel(grid)[0].set_xlabel(f"denoising steps T, L = {length}", fontsize=8)
+    np.ravel(grid)[0].legend(fontsize=6, framealpha=0.9, edgecolor="none")
+    figure.tight_layout()
+    _save(figure, path)
+
+
 def in_words(curve):
     """Returns a paragraph that says what the curve means to somebody who has not heard of it."""
     summary = curve.summary()
@@ -199,8 +239,8 @@ def in_words(curve):
     known = 1 - last / first if first > 0 else 0.0
     return (
         f"With nothing else known, a token of this text leaves {first / math.log(2):.2f} bits open. Once all other "
-        f"tokens of its {curve.length}-token sequence are revealed it leaves {last / math.log(2):.2f} bits: the others settle "
-        f"{known:.0%} of it. Over a whole sequence that is {information['nats']:.1f} nats of mutual information (95 % "
+        f"tokens of its {curve.length}-token sequence are revealed it leaves {last / math.log(2):.2f} bits: the others "
+        f"settle {known:.0%} of it. Over a whole sequence that is {information['nats']:.1f} nats of mutual information (95 % "
         f"interval {information['low']:.1f} to {information['high']:.1f}), {information['per_token']:.3f} per token. "
         "The more tokens know of one another, the more a step that reveals many at once gets wrong. The model's own "
         "error is inside these numbers and cannot be told apart from them; the sum is usually a lower estimate."
@@ -321,15 +361,16 @@ def _base64(path):
     return base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def _figure():
+def _figure(panels=(1, 1), size=(7, 4.2)):
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=120)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    figure, axes = pyplot.subplots(*panels, figsize=size, dpi=120)
+    for one in np.ravel(axes):
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.25)
     return figure, axes
 
 
