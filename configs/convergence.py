@@ -12,6 +12,6 @@ def get_config():
     c.num_samples = 1_000_000  # of each
     c.small_length = 8  # of the distributions that are sampled that often
     c.length = 256  # of the curves
-    c.num_rows = 400  # of real data on which the error is measured at that length
+    c.num_rows = 2000  # of real data on which the error is measured at that length
     c.num_steps = (2, 4, 8, 16, 32, 64, 128)
     return c

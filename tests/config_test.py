@@ -13,7 +13,9 @@ from dlm_jax.cli import options
 from dlm_jax.config import RunConfig, check_devices, check_rows, from_dict, to_dict
 
 ROOT = pathlib.Path(__file__).parents[1]
-SHIPPED = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
+SHIPPED = sorted(
+    path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "convergence")
+)  # the latter: of a study
 GROUPS = {item.name: item.type for item in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(item.type)}
 INF, NAN = float("inf"), float("nan")
 CAUSAL = {"model.attention": "causal", "diffusion.objective": "autoregressive"}

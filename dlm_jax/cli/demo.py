@@ -14,10 +14,14 @@ from dlm_jax.cli import options
 
 EXAMPLE = "dlm demo --workdir demo --minutes 6"
 
-_EVALUATION_SHARE = 0.15  # of the whole time, at most
+_EVALUATION_SHARE = 0.08  # of the whole time, at most
+_SURVEY_SHARE = 0.15
+_ORDERS = ("random", "spaced", "blue_noise", "left_to_right", "computed")
+# Forward passes a row that the survey costs: about 30 counts an order, half the head, and entropies beside losses.
+_SURVEY_PASSES = 50 * len(_ORDERS)
 # What evaluations, samplers and figures cost beside their rows: mostly compiling, as measuring a step does.
-_FIXED_SECONDS = 25
-_FIXED_PER_MEASUREMENT = 2
+_FIXED_SECONDS = 45
+_FIXED_PER_MEASUREMENT = 4
 
 
 def define_flags(values):
@@ -32,11 +36,12 @@ def run(values):
     started = time.monotonic()
     workdir = pathlib.Path(options.required(values, "workdir"))
     minutes = values["minutes"].value
-    if not 2 <= minutes < 1e6:  # compiling and evaluating two models take most of the first two
-        raise ValueError(f"--minutes={minutes}: must be at least 2")
+    if not 3 <= minutes < 1e6:  # compiling, evaluating and measuring take most of the first two
+        raise ValueError(f"--minutes={minutes}: must be at least 3")
     config = dataclasses.replace(options.load_config_file(values["config"].value), seed=values["seed"].value)
     _say(f"dlm demo: {minutes:g} minutes, everything goes to {workdir}")
     from dlm_jax import config as configs
+    from dlm_jax import files
     from dlm_jax.data import packing
     from dlm_jax.evaluation import evaluators, ngram
     from dlm_jax.progress import Progress
@@ -86,10 +91,12 @@ def run(values):
             time.monotonic() - begun,
         )
     payload = _evaluate(config, states, plan, trigram, evaluators)
-    samples = _sample(workdir, config)
-    payload["seconds"] = time.monotonic() - started
-    page = _report(workdir, config, payload, samples, states)
     configs.save(states["diffusion"][0].config, workdir / "config.json")
+    decision = _decide(workdir, config, plan, payload)
+    samples = _sample(workdir, config, decision)
+    payload["seconds"] = time.monotonic() - started
+    page = _report(workdir, payload, samples, states, decision)
+    files.write_json(workdir / "evaluate.json", payload)
     _conclude(workdir, payload, samples, page, values["json"].value, started, minutes)
 
 
@@ -111,17 +118,11 @@ class _Plan:
         budget = _EVALUATION_SHARE * self.total_seconds
         passes = 2 * config.eval.num_orders + 1  # both models
         self.num_rows = rows if per_row == 0 else max(8, min(rows, int(0.5 * budget / (passes * per_row))))
-        steps = sum(self.t_steps())
-        self.t_step_rows = (
-            config.eval.t_step_rows
-            if per_row == 0
-            else max(4, min(config.eval.t_step_rows, int(budget / (steps * per_row))))
-        )
-        self.reserve = self.fixed_seconds + per_row * (passes * self.num_rows + 0.5 * steps * self.t_step_rows)
-
-    def t_steps(self):
-        """Few enough that compiling them does not eat the time."""
-        return sorted({1, min(4, self.config.data.length), *_sample_steps(self.config)})
+        survey = _SURVEY_SHARE * self.total_seconds
+        self.survey_rows = min(rows, 256)
+        if per_row > 0:
+            self.survey_rows = max(16, min(self.survey_rows, int(survey / (_SURVEY_PASSES * per_row))))
+        self.reserve = self.fixed_seconds + per_row * (passes * self.num_rows + _SURVEY_PASSES * self.survey_rows)
 
     def training_seconds(self):
         """What is left for training, compiling included."""
@@ -166,71 +167,69 @@ def _evaluate(config, states, plan, trigram, evaluators):
             prepared.config, prepared.denoiser, state.ema, rows, key, mesh=prepared.mesh
         )
         payload[name] = {**summary, "num_steps": int(state.step), "training_seconds": seconds}
-    prepared, state, _ = states["diffusion"]
-    rows = evaluators.first_rows(prepared.corpus.validation, plan.t_step_rows)
-    for steps in plan.t_steps():
-        found = evaluators.t_step_summary(
-            prepared.config, prepared.denoiser, state.ema, rows, key, steps, mesh=prepared.mesh
-        )
-        payload["t_step"][str(steps)] = found["nll_nats_per_token"]
-        payload["t_step_bits_per_byte"][str(steps)] = [found["bits_per_byte"], found["bits_per_byte_stderr"]]
-    payload["t_step_rows"] = len(rows)
     return payload
 
 
-def _sample(workdir, config):
+def _decide(workdir, config, plan, payload):
+    """Measures the curve and the cost of steps, plans, and writes curve.json and plan.json."""
     import dlm_jax
+    from dlm_jax.cli import plan as planning
+
+    generator = dlm_jax.load(workdir)
+    baseline = dlm_jax.load(workdir / "baseline")
+    rows = generator.rows(num_rows=plan.survey_rows)
+    survey = generator.survey(
+        rows, orders=_ORDERS, baseline=baseline, seed=config.seed, keep_in=workdir / "measured", quiet=False
+    )
+    survey.curve.save(workdir / "curve.json")
+    made, chosen, candidates = planning.decide(survey, {"num_steps": None}, generator)
+    made.save(workdir / "plan.json")
+    for candidate in candidates:
+        if (candidate.order_name, candidate.schedule) == ("random", "uniform"):
+            steps = str(candidate.num_steps)
+            payload["t_step"][steps] = candidate.nll_nats / generator.length
+            payload["t_step_bits_per_byte"][steps] = [candidate.bits_per_byte, candidate.bits_per_byte_stderr]
+    payload["survey_rows"] = len(rows)
+    return generator, survey, made, chosen, candidates
+
+
+def _sample(workdir, config, decision):
+    """Three step counts of the usual kind, and the plan."""
     from dlm_jax import files
     from dlm_jax.progress import Progress
 
-    generator, samples = dlm_jax.load(workdir), []
-    for index, steps in enumerate(_sample_steps(config)):
-        with Progress(f"sampling with {steps} steps", interval=config.log.progress_seconds):
-            out = generator.sample(num_samples=1, num_steps=steps, seed=config.seed + index)
-        samples.append((steps, out.texts[0], int(out.nfe[0])))
-    lines = [json.dumps({"text": text, "nfe": nfe, "num_steps": steps}) for steps, text, nfe in samples]
+    generator, _, made, _, _ = decision
+    ways = [({"num_steps": steps}, f"{steps} uniform steps in random order") for steps in _sample_steps(config)]
+    ways.append(({"sizes": made.sizes, "order": made.order}, f"the plan: {made.num_steps} steps"))
+    samples, lines = [], []
+    for index, (way, label) in enumerate(ways):
+        with Progress(f"sampling, {label}", interval=config.log.progress_seconds):
+            seed = (config.seed + index) % 2**32
+            out = generator.sample(num_samples=1, seed=seed, **({"order": "random"} | way))
+        samples.append((f"{label} ({int(out.nfe[0])} denoiser calls)", out.texts[0]))
+        lines.append(json.dumps({"text": out.texts[0], "nfe": int(out.nfe[0]), "num_steps": int(out.nfe[0])}))
     files.write_text(workdir / "samples.jsonl", "\n".join(lines) + "\n")
     return samples
 
 
-def _report(workdir, config, payload, samples, states):
-    from dlm_jax import files
+def _report(workdir, payload, samples, states, decision):
+    from dlm_jax.cli import plan as planning
     from dlm_jax.information import report
-    from dlm_jax.progress import Progress
 
-    folder = workdir / "report"
-    with Progress("drawing the report", interval=config.log.progress_seconds):
-        curves = {}
-        for name, (prepared, state, seconds) in states.items():
-            lines = [json.loads(line) for line in (prepared.workdir / "metrics.jsonl").read_text().splitlines()]
-            lines = [line for line in lines if line.get("loss") is not None]
-            minutes = [line["step"] / int(state.step) * seconds / 60 for line in lines]
-            curves[name] = (minutes, [line["loss"] / math.log(2) for line in lines])
-        report.figure_loss(folder / "loss.png", curves)
-        t_steps = [int(t) for t in payload["t_step_bits_per_byte"]]
-        bits, stderr = zip(*payload["t_step_bits_per_byte"].values(), strict=True)
-        report.figure_steps(
-            folder / "steps.png", t_steps, bits, stderr,
-            {"autoregressive baseline": payload["autoregressive"]["bits_per_byte"],
-             "byte trigram": payload["trigram_bits_per_byte"]},
-        )  # fmt: skip
-        files.write_json(workdir / "evaluate.json", payload)
-        page = report.write(
-            folder,
-            title="A diffusion language model, trained just now",
-            facts=_facts(payload),
-            figures=[
-                (
-                    "steps.png",
-                    "Held-out bits per byte of the T-step sampler: fewer steps cost quality. Bars: 2 standard errors.",
-                ),
-                ("loss.png", "Training loss. The diffusion loss is a noisy estimate of a bound; the other is exact."),
-            ],
-            samples=[(f"{steps} steps ({nfe} denoiser calls)", text) for steps, text, nfe in samples],
-            commands=_next(workdir),
-            details=payload,
-        )
-    return page
+    generator, survey, made, chosen, candidates = decision
+    curves = {}
+    for name, (prepared, state, seconds) in states.items():
+        lines = [json.loads(line) for line in (prepared.workdir / "metrics.jsonl").read_text().splitlines()]
+        lines = [line for line in lines if line.get("loss") is not None]
+        minutes = [line["step"] / int(state.step) * seconds / 60 for line in lines]
+        curves[name] = (minutes, [line["loss"] / math.log(2) for line in lines])
+    report.figure_loss(workdir / "report" / "loss.png", curves)
+    return planning.write_report(
+        workdir / "report", generator, survey, made, chosen, candidates, samples=samples, facts=_facts(payload),
+        figures=[("loss.png", "Training loss. The diffusion loss is a noisy estimate of a bound; the other is exact.")],
+        commands=_next(workdir), title="A diffusion language model, trained and measured just now",
+        details={"evaluate": payload},
+    )  # fmt: skip
 
 
 def _facts(payload):
@@ -253,15 +252,16 @@ def _facts(payload):
         (
             "Held out",
             f"{diffusion['num_rows']} rows of {diffusion['num_documents']} documents; "
-            f"T-step likelihood on {payload['t_step_rows']} rows",
+            f"steps and orders on {payload['survey_rows']} rows",
         ),
     ]
 
 
 def _next(workdir):
     return [
-        ("Sample with a prompt", f'dlm sample --workdir {workdir} --num_steps 32 --prompt "Return the"'),
-        ("Evaluate at other step counts", f"dlm evaluate --workdir {workdir} --t_steps 4,16,64"),
+        ("Sample with the plan", f'dlm sample --workdir {workdir} --plan {workdir}/plan.json --prompt "Return the"'),
+        ("Ask for another plan", f"dlm plan --workdir {workdir} --max_latency 0.5"),
+        ("Measure your own text", f"dlm measure --workdir {workdir} --corpus 'my/*.txt' --output my-curve.json"),
         ("Train on your own text", "dlm train --config demo --workdir runs/mine --config.data.source='my/*.txt'"),
     ]
 
@@ -270,8 +270,8 @@ def _conclude(workdir, payload, samples, page, only_json, started, minutes):
     if only_json:
         print(json.dumps(payload, indent=1))
         return
-    for steps, text, nfe in samples:
-        print(f"--- sample, T = {steps} ({nfe} denoiser calls)\n{text}\n")
+    for heading, text in samples:
+        print(f"--- {heading}\n{text}\n")
     for label, value in _facts(payload):
         print(f"{label}: {value}")
     diffusion, trigram = payload["diffusion"], payload["trigram_bits_per_byte"]
@@ -284,7 +284,8 @@ def _conclude(workdir, payload, samples, page, only_json, started, minutes):
             f"{diffusion['num_steps']} steps were all that this machine could do in the time; try --minutes "
             f"{math.ceil(3 * minutes)} in another --workdir."
         )
-    print(f"\nreport   {page}\nsamples  {workdir / 'samples.jsonl'}\nnumbers  {workdir / 'evaluate.json'}")
+    print(f"\nreport   {page}\nplan     {workdir / 'plan.json'}\ncurve    {workdir / 'curve.json'}")
+    print(f"samples  {workdir / 'samples.jsonl'}\nnumbers  {workdir / 'evaluate.json'}")
     print("\nNext:")
     for what, command in _next(workdir):
         print(f"  {command}   # {what.lower()}")

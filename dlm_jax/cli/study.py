@@ -16,7 +16,8 @@ def define_flags(values):
     options.define_json(values)
     flags.DEFINE_integer("num_samples", None, "convergence: samples of each order", flag_values=values)
     flags.DEFINE_integer("num_orders", None, "convergence: fixed orders", flag_values=values)
-    flags.DEFINE_integer("num_rows", None, "convergence: rows of real data", flag_values=values)
+    flags.DEFINE_integer("num_rows", None, "convergence, prediction: rows that are measured", flag_values=values)
+    flags.DEFINE_string("model", None, "prediction: workdir of a trained model", flag_values=values)
     flags.DEFINE_list("configs", ["orders", "demo"], "orders: config files, one a corpus", flag_values=values)
     flags.DEFINE_list("seeds", ["0", "1"], "orders: seeds of the models", flag_values=values)
     flags.DEFINE_integer("num_steps", None, "orders: training steps, instead of the config's", flag_values=values)
@@ -51,9 +52,27 @@ def run_convergence(values, workdir, say):
     return convergence.run(config, workdir, say=say)
 
 
+def run_cleaning(values, workdir, say):
+    from dlm_jax.studies import cleaning
+
+    return cleaning.run(workdir, say=say)
+
+
+def run_prediction(values, workdir, say):
+    import dlm_jax
+    from dlm_jax.studies import prediction
+
+    if values["model"].value is None:
+        raise ValueError("--model: must be given, the workdir of a trained diffusion model")
+    num_rows = values["num_rows"].value or 200
+    return prediction.run(dlm_jax.load(values["model"].value), workdir, num_rows=num_rows, say=say)
+
+
 # name -> what it shows
 STUDIES = {
     "convergence": (run_convergence, "the KL error of sampling against T, on exactly known data: formula and bounds"),
+    "prediction": (run_prediction, "predicted against measured nats of the sampler, for steps, schedules and orders"),
+    "cleaning": (run_cleaning, "planted notation variants: the measured drop of dependence against the truth"),
     "orders": (run_orders, "orders of revealing, and training for them, beside an autoregressive baseline"),
 }
 

@@ -240,10 +240,10 @@ def in_words(curve):
     return (
         f"With nothing else known, a token of this text leaves {first / math.log(2):.2f} bits open. Once all other "
         f"tokens of its {curve.length}-token sequence are revealed it leaves {last / math.log(2):.2f} bits: the others "
-        f"settle {known:.0%} of it. Over a whole sequence that is {information['nats']:.1f} nats of mutual information (95 % "
-        f"interval {information['low']:.1f} to {information['high']:.1f}), {information['per_token']:.3f} per token. "
-        "The more tokens know of one another, the more a step that reveals many at once gets wrong. The model's own "
-        "error is inside these numbers and cannot be told apart from them; the sum is usually a lower estimate."
+        f"settle {known:.0%} of it. Over a whole sequence that is {information['nats']:.1f} nats of mutual information "
+        f"(95 % interval {information['low']:.1f} to {information['high']:.1f}), {information['per_token']:.3f} per "
+        "token. The more tokens know of one another, the more a step that reveals many at once gets wrong. The model's "
+        "own error is inside these numbers and cannot be told apart from them; the sum is usually a lower estimate."
     )
 
 

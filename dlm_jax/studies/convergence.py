@@ -148,7 +148,7 @@ def mean_error_over_orders(bed, sizes):
         masked = outcomes.copy()
         masked[:, sorted(everything - revealed)] = bed.mask_id
         picked = np.take_along_axis(bed.denoise(masked), outcomes[..., None], axis=2)[..., 0]
-        return -np.where(p[:, None] > 0, p[:, None] * picked, 0.0).sum(axis=0)
+        return -(p[:, None] * np.where(p[:, None] > 0, picked, 0.0)).sum(axis=0)
 
     @functools.cache
     def onward(revealed, step):
@@ -197,12 +197,14 @@ def sampling(config, say):
     say("distribution          T   formula   mean over all orders   these orders: exact   from samples   least p")
     for row in found:
         say(
-            f"{row['distribution']:20} {row['num_steps']:2}  {row['formula']:.6f}   {row['mean_over_all_orders']:.6f} "
-            f"({abs(row['formula'] - row['mean_over_all_orders']):.0e})      {row['mean_of_sampled_orders']:.6f}        "
+            f"{row['distribution']:20} {row['num_steps']:2}  {row['formula']:.6f}   "
+            f"{row['mean_over_all_orders']:.6f} ({abs(row['formula'] - row['mean_over_all_orders']):.0e})      "
+            f"{row['mean_of_sampled_orders']:.6f}        "
             f"{row['from_samples']:.6f}    {row['least_p']:.4f}"
         )
     say(
-        f"{tests} chi-square tests; smallest p {min(row['least_p'] for row in found):.2g}, must be above {1e-4 / tests:.1g}"
+        f"{tests} chi-square tests; smallest p {min(row['least_p'] for row in found):.2g}, must be above "
+        f"{1e-4 / tests:.1g}"
     )
     return found
 
