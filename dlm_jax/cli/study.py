@@ -37,7 +37,9 @@ def run_orders(values, workdir, say):
         if values["source"].value is not None:
             base = dataclasses.replace(base, data=dataclasses.replace(base.data, source=values["source"].value))
         bases[pathlib.Path(name).stem] = base
-    return orders.run(bases, workdir, seeds=options.whole_numbers(values, "seeds"), say=say)
+    known = orders.run_known(workdir, say=say)
+    trained = orders.run(bases, workdir, seeds=options.whole_numbers(values, "seeds"), say=say)
+    return {"known": known, "trained": trained}
 
 
 def run_convergence(values, workdir, say):

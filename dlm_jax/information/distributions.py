@@ -18,6 +18,7 @@ Each has `length`, `vocab_size`, `mask_id` (= vocab_size), and
 | BalancedBits  | as many ones as zeros                           | hypergeometric mean                   |
 | ReedSolomon   | any d tokens decide all, any d are independent  | a step at d                           |
 | Blocks        | independent copies of a shorter one             | hypergeometric mean of its curve      |
+| Rearranged    | that of another, at other positions             | the same                              |
 | MarkovChain   | neighbours                                      | O(L^2), any chain, any length         |
 | HiddenMarkov  | neighbours, through a hidden state              | enumeration, so for short ones        |
 | Exchangeable  | one latent for all tokens                       | by types, any length for few tokens   |
@@ -339,6 +340,35 @@ class Blocks(_Distribution):
             seen = np.arange(max(0, k - (self.length - 1 - others)), min(others, k) + 1)
             entropies.append(_hypergeometric(self.length - 1, others, k, seen) @ inner[seen])
         return np.asarray(entropies)
+
+
+class Rearranged(_Distribution):
+    """Another distribution with its positions moved about.
+
+    Args:
+      inner: distribution.
+      places: int[L], a permutation: position i here is position places[i] of the inner one.
+    """
+
+    def __init__(self, inner, places):
+        self.inner, self.places = inner, np.asarray(places)
+        self.length, self.vocab_size = inner.length, inner.vocab_size
+        if sorted(self.places.tolist()) != list(range(self.length)):
+            raise ValueError(f"places: must hold every position 0..{self.length - 1} exactly once")
+        self._back = np.argsort(self.places)
+
+    def sample(self, key, n):
+        return self.inner.sample(key, n)[:, self.places]
+
+    def log_marginal(self, tokens):
+        return self.inner.log_marginal(tokens[:, self._back])
+
+    def denoise(self, tokens):
+        """Returns float[B, L, V], log p(x_i | revealed)."""
+        return self.inner.denoise(tokens[:, self._back])[:, self.places]
+
+    def _entropies(self):
+        return self.inner.curve().entropy
 
 
 class MarkovChain(_Distribution):

@@ -2,6 +2,9 @@
 
 For every corpus and seed three models of one network, batch and number of steps: masks random, masks prefixes of the
 spaced order, and left to right. Each diffusion model is then measured in several orders on the same held-out rows.
+
+Where the data is known exactly, the order alone: Markov chains, which bisection samples without error in
+ceil(log2(L + 1)) steps, and blocks of equal tokens at just the spacing of the spaced order, where it loses.
 """
 
 import dataclasses
@@ -12,8 +15,14 @@ import jax
 import numpy as np
 
 from dlm_jax import files, rng
+from dlm_jax.data import packing
+from dlm_jax.diffusion import schedules as noise
 from dlm_jax.evaluation import dependence, evaluators, likelihood
-from dlm_jax.information import schedules, statistics
+from dlm_jax.information import InformationCurve, pairs, schedules, statistics
+from dlm_jax.information import distributions as beds
+from dlm_jax.information import plan as plans
+from dlm_jax.information.orders import bisection_sizes, order_from_distances
+from dlm_jax.sampling.plain import PlainDenoiser
 from dlm_jax.training import loop
 
 NUM_STEPS = (4, 8, 16, 32, 64)
@@ -52,6 +61,67 @@ def run(bases, workdir, *, seeds=(0, 1), num_rows=192, say=print):
             say(line)
     files.write_json(workdir / "orders.json", found)
     return found
+
+
+def known_beds(length):
+    """Returns {name: distribution} of local dependence, and one whose dependence lies at the spacing."""
+    block = length // 8
+    return {
+        "Markov chain M2": beds.stationary_markov_chain([[0.9, 0.1], [0.2, 0.8]], length),
+        "sticky chain": beds.stationary_markov_chain([[0.99, 0.01], [0.02, 0.98]], length),
+        # Positions i, i + L/8, i + 2L/8, ... are equal: the first eight of a spaced order are one block.
+        "equal at the spacing": beds.Rearranged(
+            beds.Blocks(beds.Repeated(4, 8), block), np.arange(length) % block * 8 + np.arange(length) // block
+        ),
+    }
+
+
+def run_known(workdir, *, length=64, num_rows=1000, seed=0, say=print):
+    """Measures orders with exact conditionals, and lets the planner choose; returns the errors by order and steps."""
+    found = {}
+    steps = [t for t in (2, 4, 8, 16, 32) if t <= length]
+    for name, bed in known_beds(length).items():
+        tokens = np.asarray(bed.sample(jax.random.key(seed), num_rows))
+        rows = packing.Rows(tokens, np.full(num_rows, length), np.arange(num_rows))
+        computed = order_from_distances(
+            pairs.estimate(tokens, rows.document, bed.vocab_size, num_distances=length).by_distance, length
+        )
+        denoiser, costs = PlainDenoiser(bed.denoise, bed.mask_id), {}
+        for label in ("random", "spaced", "golden", "blue_noise", "bisection", "left_to_right", "computed"):
+            order = computed if label == "computed" else label
+            costs[label], _ = dependence.measure(
+                denoiser, None, noise.linear(), rows, order=order, counts=np.arange(length), batch_size=250,
+                key=rng.stream(jax.random.key(seed), "known"), quiet=True,
+            )  # fmt: skip
+            if label == "random":
+                losses = costs[label].by_row.sum(axis=2) / (length - np.arange(length))
+                curve = InformationCurve.measured(length, np.arange(length), losses, rows.document)
+        survey = plans.Survey(curve, costs)
+        candidates = survey.candidates(steps)
+        log_p = bed.log_prob(tokens)
+        entry = {
+            label: {str(t): _error(one.nll(schedules.uniform_sizes(length, t)) + log_p) for t in steps}
+            for label, one in costs.items()
+        }
+        halving = bisection_sizes(length)
+        entry["bisection"]["exact"] = float(np.abs(costs["bisection"].nll(halving) + log_p).max())
+        chosen = {str(t): plans.choose(candidates, num_steps=t)[0].order_name for t in steps}
+        found[name] = {"kl": entry, "chosen": chosen}
+        say(f"{name}, L = {length}: KL in nats, uniform sizes")
+        for label, values in entry.items():
+            say(
+                f"  {label:14}" + "".join(f"  T={t} {values[str(t)][0]:8.4f} +- {values[str(t)][1]:.4f}" for t in steps)
+            )
+        say(
+            f"  bisection by levels, {len(halving)} steps: largest error of a row {entry['bisection']['exact']:.1e} nats"
+        )
+        say("  the planner chooses " + ", ".join(f"{order} at T={t}" for t, order in chosen.items()))
+    files.write_json(pathlib.Path(workdir) / "known.json", found)
+    return found
+
+
+def _error(nats):
+    return [float(nats.mean()), float(nats.std(ddof=1) / math.sqrt(len(nats)))]
 
 
 def _config(base, kind, seed, folder):
