@@ -258,14 +258,13 @@ def write_report(folder, generator, survey, made, chosen, candidates, *, samples
         folder.mkdir(parents=True, exist_ok=True)
         steps = sorted({c.num_steps for c in candidates})
         baseline = survey.baseline
-        lines = {"autoregressive baseline": baseline["bits_per_byte"]} if baseline else {}
         report.figure_curve(folder / "curve.png", survey.curve)
         report.figure_error(folder / "error.png", survey.curve, steps)
-        report.figure_orders(folder / "orders.png", candidates, lines)
+        report.figure_orders(folder / "orders.png", candidates, baseline.get("bits_per_byte"))
         report.figure_sizes(folder / "sizes.png", made)
         drawn = [
-            ("orders.png", "Held-out bits per byte of the T-step sampler, by order. Bars: 2 standard errors; sizes "
-             "were planned on other documents."),
+            ("orders.png", "Quality of the T-step sampler by order, with sizes planned on other documents. Bars: 2 "
+             "standard errors of the difference."),
             ("curve.png", "The information curve: what a token leaves open when k others are revealed, with its "
              "95 % band."),
             ("error.png", "Error of sampling in random order against one token at a time, by schedule, with the bounds "
@@ -320,7 +319,11 @@ def _lead(survey, made, chosen, candidates):
     if usual is not None and usual is not chosen:
         text += f"; as many uniform steps in random order cost {usual.bits_per_byte:.3f}"
     if survey.baseline:
-        text += f", the autoregressive model of the same network {survey.baseline['bits_per_byte']:.3f}"
+        apart = chosen.bits_per_byte - survey.baseline["bits_per_byte"]
+        verdict = f"better by {apart:.3f}" if apart > 0 else f"worse by {-apart:.3f}"
+        text += (
+            f". The autoregressive model of the same network costs {survey.baseline['bits_per_byte']:.3f}: {verdict}"
+        )
     return text + "."
 
 

@@ -398,9 +398,13 @@ def _fewest(candidates, max_kl):
 
 
 def frontier(candidates):
-    """Returns the Candidates that no other beats in both quality and steps, by number of steps."""
+    """Returns the Candidates that no other beats in both quality and time (steps, where none was timed)."""
+
+    def time_of(candidate):
+        return candidate.num_steps if candidate.seconds is None else candidate.seconds
+
     kept, best = [], math.inf
-    for candidate in sorted(candidates, key=lambda c: (c.num_steps, c.nll_nats)):
+    for candidate in sorted(candidates, key=lambda c: (time_of(c), c.nll_nats)):
         if candidate.nll_nats < best:
             kept.append(candidate)
             best = candidate.nll_nats
