@@ -21,14 +21,15 @@ def measured_counts(length, most=24):
     if length <= most:
         return np.arange(length)
     # Evenly spaced in the log-odds of the revealed share, densified until rounding leaves `most` distinct ones.
-    for num in range(most, 8 * most):
-        reach = np.log(length - 0.5) - np.log(0.5)
-        inner = length / (1 + np.exp(-np.linspace(-reach, reach, num)))
-        counts = np.unique(np.clip(np.round(inner), 0, length - 1).astype(np.int64))
+    reach = np.log(length - 0.5) - np.log(0.5)
+    found = np.asarray([0, length - 1])
+    for num in range(2, 16 * most):
+        spread = length / (1 + np.exp(-np.linspace(-reach, reach, num))) - 0.5
+        counts = np.unique(np.clip(np.round(spread), 0, length - 1).astype(np.int64))
         if len(counts) > most:
             break
         found = counts
-    return np.unique(np.concatenate([[0], found, [length - 1]]))
+    return found
 
 
 _ASKED = 8  # hidden tokens of a row that are looked at where a random order leaves fewer hidden

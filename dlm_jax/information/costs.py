@@ -64,7 +64,7 @@ class StepCosts:
 
     def optimal_sizes(self, max_steps):
         """Returns {T: int64[T]} for T = 1..min(max_steps, K), the best sizes whose boundaries were measured."""
-        mean = self.by_row.mean(axis=0)
+        mean = np.triu(self.by_row.mean(axis=0))
         to_edge = np.concatenate([np.zeros((len(mean), 1)), np.cumsum(mean, axis=1)], axis=1)  # [K, K + 1]
         return schedules.optimal_on_grid(np.append(self.counts, self.length), to_edge, max_steps)
 

@@ -243,16 +243,32 @@ class InformationCurve:
             raise ValueError(f"{path}: is not an information curve (no entropy_nats); dlm measure writes one")
         if values.get("format") != _FORMAT:
             raise ValueError(f"{path}: format={values.get('format')!r} must be {_FORMAT}")
-        length = values.get("length")
-        if not isinstance(length, int) or length < 1:
-            raise ValueError(f"{path}: length={length!r} must be a whole number of at least 1")
-        counts = _numbers(path, values, "counts", (None,)).astype(np.int64)
+        length = _whole(path, values, "length", at_least=1)
+        counts = _numbers(path, values, "counts", (None,))
+        if np.any(counts != np.round(counts)):
+            raise ValueError(f"{path}: counts must be whole numbers")
+        counts = counts.astype(np.int64)
         k = len(counts)
         try:
             _check_counts(counts, length)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        is_exact = values.get("covariance") is None
+        for name in ("covariance", "num_rows", "num_documents", "provenance"):
+            if name not in values:
+                raise ValueError(f"{path}: {name} is missing")
+        if not isinstance(values["provenance"], dict):
+            raise ValueError(f"{path}: provenance={values['provenance']!r} must be a group of values")
+        for name in ("tokenizer_sha256", "model_sha256"):
+            if not isinstance(values.get(name, ""), str):
+                raise ValueError(f"{path}: {name}={values[name]!r} must be text")
+        characters = values.get("characters_per_row", 0.0)
+        if isinstance(characters, bool) or not isinstance(characters, (int, float)) or not 0 <= characters < np.inf:
+            raise ValueError(f"{path}: characters_per_row={characters!r} must be a number of at least 0")
+        covariance = None
+        if values["covariance"] is not None:
+            covariance = _numbers(path, values, "covariance", (k, k), may_be_nan=True)
+            if np.any(np.diag(covariance) < 0):
+                raise ValueError(f"{path}: covariance has a negative variance")
 
         def optional(name):
             return None if values.get(name) is None else _numbers(path, values, name, (k,))
@@ -261,15 +277,15 @@ class InformationCurve:
             entropy=_numbers(path, values, "entropy_nats", (length,)),
             counts=counts,
             raw_entropy=_numbers(path, values, "raw_entropy_nats", (k,)),
-            covariance=None if is_exact else _numbers(path, values, "covariance", (k, k), may_be_nan=True),
+            covariance=covariance,
             predictive_entropy=optional("predictive_entropy_nats"),
             calibration_stderr=optional("calibration_stderr_nats"),
             num_rows=_whole(path, values, "num_rows"),
             num_documents=_whole(path, values, "num_documents"),
-            characters=float(values.get("characters_per_row") or 0.0),
-            tokenizer_sha256=str(values.get("tokenizer_sha256") or ""),
-            model_sha256=str(values.get("model_sha256") or ""),
-            provenance=values.get("provenance") or {},
+            characters=float(characters),
+            tokenizer_sha256=values.get("tokenizer_sha256", ""),
+            model_sha256=values.get("model_sha256", ""),
+            provenance=values["provenance"],
         )
         if np.any(np.diff(curve.entropy) > 1e-9) or curve.entropy.min() < -1e-9:
             raise ValueError(f"{path}: entropy_nats must never rise and never be negative")
@@ -284,22 +300,24 @@ def _check_counts(counts, length):
 
 def _numbers(path, values, name, shape, may_be_nan=False):
     try:
-        array = np.asarray(values[name], np.float64)
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: {name} must be a list of numbers") from None
+        array = np.asarray(values[name])
+    except (KeyError, ValueError):
+        array = np.asarray("")
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: {name} must be a list of numbers")
     is_shaped = array.ndim == len(shape)
     is_shaped = is_shaped and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
     if not is_shaped:
         raise ValueError(f"{path}: {name} has shape {list(array.shape)}, must be {list(shape)}")
     if not may_be_nan and not np.isfinite(array).all():
         raise ValueError(f"{path}: {name} holds numbers that are not finite")
-    return array
+    return array.astype(np.float64)
 
 
-def _whole(path, values, name):
-    value = values.get(name, 0)
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{path}: {name}={value!r} must be a whole number of at least 0")
+def _whole(path, values, name, at_least=0):
+    value = values.get(name)
+    if type(value) is not int or value < at_least:
+        raise ValueError(f"{path}: {name}={value!r} must be a whole number of at least {at_least}")
     return value
 
 
@@ -337,4 +355,4 @@ def monotone(length, counts, raw, covariance=None):
     if len(counts) == length:
         return falling
     where, everywhere = _log_odds(counts, length), _log_odds(np.arange(length), length)
-    return np.minimum.accumulate(interpolate.PchipInterpolator(where, falling)(everywhere))
+    return np.minimum.accumulate(np.maximum(interpolate.PchipInterpolator(where, falling)(everywhere), 0.0))

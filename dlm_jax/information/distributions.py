@@ -532,7 +532,8 @@ class Exchangeable(Mixture):
         for size in range(1, self.length + 1):
             counts = _types(size, self.vocab_size)  # [n, V]
             log_ways = special.gammaln(size + 1) - special.gammaln(counts + 1).sum(axis=1)
-            log_joint = log_weights + np.where(counts[:, None] > 0, counts[:, None] * log_probs, 0.0).sum(axis=2)
+            seen = counts[:, None] > 0
+            log_joint = log_weights + (counts[:, None] * np.where(seen, log_probs, 0.0)).sum(axis=2)
             log_p = special.logsumexp(log_joint, axis=1)
             totals[size] = -np.sum(np.where(np.isfinite(log_p), np.exp(log_ways + log_p) * log_p, 0.0))
         return np.diff(totals)

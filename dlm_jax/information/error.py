@@ -96,6 +96,8 @@ def li_cai_lower_bound(curve, max_size):
     length = len(entropy)
     if not 1 <= max_size <= length:
         raise ValueError(f"max_size={max_size}: must be between 1 and the length {length}")
+    if max_size == 1:
+        return 0.0  # the theorem's constants are for schedules that reveal tokens together
     total, j = 0.0, 0
     while True:
         subset = min(length - 1, max(0, math.floor(length - max_size * 2.0**-j)))
@@ -107,7 +109,7 @@ def li_cai_lower_bound(curve, max_size):
 
 
 def upper_bound_from_correlations(total_correlation, dual_total_correlation, sizes):
-    """Returns the largest expected KL that any data with such TC and DTC can have under these sizes, nats.
+    """Returns the largest expected KL that any data with at most such TC and DTC can have under these sizes, nats.
 
     The error is sum_j w_j D_j over the jumps D_j = f(j-1) - f(j) >= 0, with w_j the distance from j to the end of its
     step; TC = sum (L - j) D_j and DTC = sum j D_j. The largest value of this linear programme lies on the concave

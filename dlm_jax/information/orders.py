@@ -176,7 +176,8 @@ def _first_met(cells):
 
 def _block_size(name):
     prefix, _, size = name.partition(":")
-    return int(size) if prefix == "blocks" and size.isdigit() and int(size) > 0 else 0
+    is_number = size.isascii() and size.isdigit()
+    return int(size) if prefix == "blocks" and is_number and int(size) > 0 else 0
 
 
 # name -> (length -> int32[L], whether a row rotates it)

@@ -97,7 +97,8 @@ def estimate(tokens, document, vocab_size, *, num_classes=256, num_distances=16)
     order = np.argsort(np.asarray(document), kind="stable")
     partner = np.empty(len(order), int)
     partner[order] = np.roll(order, len(order) // 2)
-    unrelated = _pair_counts(classes, classes[partner], group, num_groups, num_classes)
+    elsewhere = np.roll(classes[partner], length // 2, axis=1)  # at another place too: rows may share a layout
+    unrelated = _pair_counts(classes, elsewhere, group, num_groups, num_classes)
     per_pair = unrelated.sum()
     values = []
     for distance in distances:

@@ -154,7 +154,7 @@ def guaranteed_sizes(length, max_kl, *, total_correlation=None, dual_total_corre
         shares = [1.0]
 
     def rate(share, mass):
-        return 0.0 if share == 0 else length if mass <= 0 else share * max_kl / mass
+        return 0.0 if share == 0 else length if mass * length <= share * max_kl else share * max_kl / mass
 
     tried = [affine_sizes(length, rate(s, total_correlation), rate(1 - s, dual_total_correlation)) for s in shares]
     return min(tried, key=len)
@@ -337,7 +337,7 @@ def few_distinct_sizes(curve, num_steps, max_runs=4):
     optimum = optimal_schedules(entropy, num_steps)
     # Candidates: every size where that is cheap, else those that the optimum uses and the even one.
     step_sizes = np.arange(1, length + 1)
-    if length * length * num_steps > 3e8:
+    if length * length * num_steps > 5e7:
         step_sizes = np.unique(np.concatenate([optimum[1][num_steps], [length // num_steps], [1]]))
     runs = [np.full((num_steps + 1, length + 1), np.inf)]  # [steps used, revealed]
     runs[0][0, 0] = 0.0

@@ -168,7 +168,6 @@ def test_unknown_names_are_refused_and_the_known_ones_listed(name):
             orders.draw(name, jax.random.key(0), 1, 4)
 
 
-@pytest.mark.xfail(strict=True, reason="orders._block_size: '²'.isdigit() is true and int('²') fails")
 def test_a_digit_that_is_no_number_is_refused_by_name_too():
     with pytest.raises(ValueError, match="order='blocks:²': must be one of"):
         orders.check("blocks:²")
