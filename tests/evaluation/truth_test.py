@@ -9,7 +9,8 @@ import pytest
 from dlm_jax import config as configs
 from dlm_jax import rng
 from dlm_jax.data import sources
-from dlm_jax.evaluation import evaluators, likelihood
+from dlm_jax.evaluation import dependence, evaluators, likelihood
+from dlm_jax.information import InformationCurve
 from dlm_jax.training import loop
 
 
@@ -67,3 +68,31 @@ def test_the_known_entropy_is_that_of_the_chain(trained):
     nats = -chain.log_prob(sample)
     assert abs(nats.mean() - 6.266532) < 4 * nats.std() / np.sqrt(len(nats))
     assert len(run.corpus.validation) == 2000
+
+
+def measured_curve(config, run, params):
+    rows = run.corpus.validation
+    counts = np.arange(config.data.length)
+    costs, entropies = dependence.measure(
+        run.denoiser, params, evaluators.schedule_of(config), rows, order="random", counts=counts, batch_size=200,
+        key=rng.stream(jax.random.key(2), "curve"), quiet=True,
+    )  # fmt: skip
+    losses = costs.by_row.sum(axis=2) / (config.data.length - counts)
+    return InformationCurve.measured(config.data.length, counts, losses, rows.document, predictive_entropies=entropies)
+
+
+def test_the_curve_of_a_trained_model_is_within_five_percent_and_its_gap_is_small(trained):
+    config, run, state = trained
+    exact = sources.markov_chain(config.data).curve()
+    curve = measured_curve(config, run, state.ema)
+    for name, found in curve.summary().items():
+        truth, _ = exact.quantity(name)
+        print(f"{name}: measured {found['nats']:.4f} +- {found['stderr']:.4f}, truth {truth:.4f} nats a row")
+        assert abs(found["nats"] / truth - 1) <= 0.05, name
+    gap = curve.raw_entropy - exact.entropy  # of the model, and of these rows
+    calibration = curve.raw_entropy - curve.predictive_entropy
+    print(f"gap to the truth {gap.min():+.4f} .. {gap.max():+.4f}, to its own entropies {calibration.max():+.4f} nats")
+    assert np.all(gap >= -4 * curve.stderr) and gap.mean() < 0.02
+    # Variation: an untrained model knows nothing of the dependence.
+    untrained = measured_curve(config, run, run.denoiser.init(jax.random.key(0)))
+    assert abs(untrained.mutual_information / exact.mutual_information - 1) > 0.5
