@@ -128,8 +128,14 @@ def run(
     given = None if family else jnp.asarray(order)
     tokens, reveal_step = program(params, key, jnp.asarray(canvas), given, *bounds, jnp.float32(temperature))
     reveal_step = np.asarray(reveal_step)
-    nfe = np.asarray([len(np.unique(row[row >= 0])) for row in reveal_step], np.int32)
-    return Samples(np.asarray(tokens), nfe, reveal_step)
+    return Samples(np.asarray(tokens), _distinct_steps(reveal_step), reveal_step)
+
+
+def _distinct_steps(reveal_step):
+    """How many different steps revealed something in each row, int32[B]."""
+    ordered = np.sort(reveal_step, axis=1)
+    is_new = np.diff(ordered, axis=1, prepend=-1) > 0  # frozen positions hold -1
+    return is_new.sum(axis=1, dtype=np.int32)
 
 
 def resolve_sizes(length, sizes=None, num_steps=None):
