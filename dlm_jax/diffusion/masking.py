@@ -32,6 +32,20 @@ class Corruption(NamedTuple):
     is_masked: jax.Array  # bool[P, R], False where a scored position is visible (its weight is 0)
 
 
+def scored_rows(values, scored):
+    """Returns what belongs to the scored positions; gathering stays inside a group, so nothing crosses a device.
+
+    Args:
+      values: [B, L, ...], one a token.
+      scored: int32[P, R], of a Corruption.
+    Returns:
+      [P, R, ...].
+    """
+    groups = scored.shape[0]
+    grouped = values.reshape(groups, -1, *values.shape[2:])
+    return jnp.take_along_axis(grouped, scored.reshape(*scored.shape, *[1] * (values.ndim - 2)), axis=1)
+
+
 def exact_count(key, x0, mask_id, schedule):
     """Masks exactly n tokens of one row and L + 1 - n of its partner, both sets uniformly random.
 

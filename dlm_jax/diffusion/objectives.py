@@ -60,8 +60,7 @@ def _cross_entropy(corrupt, constant, mask_id):
 
 
 def _masked_question(noised, x0, weights, normaliser, constant):
-    groups = noised.scored.shape[0]
-    targets = jnp.take_along_axis(x0.reshape(groups, -1), noised.scored, axis=1)
+    targets = masking.scored_rows(x0, noised.scored)
     return Question(noised.xt, noised.time, noised.scored, targets, weights, normaliser, constant)
 
 

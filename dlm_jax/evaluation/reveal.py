@@ -180,17 +180,15 @@ def bound_losses(denoiser, params, tokens, key, num_orders, schedule):
       float32[B], nats a row.
     Source: exact counts are the continuous-time NELBO of any schedule (Ou et al. 2024, Eq. 4.4; LLaDA, Eq. 6).
     """
-    batch, length = tokens.shape
+    batch = len(tokens)
 
     # Pair p = k * B + b masks row b for the k-th time: the counts of one row are then evenly spread.
     paired = jnp.tile(jnp.repeat(tokens, 2, axis=0), (num_orders, 1))
     noised = masking.exact_count(key, paired, denoiser.mask_id, schedule)
     time = noised.time if denoiser.needs_time else None
     hidden, _ = denoiser.hidden(params, noised.xt, time=time)
-    groups = noised.scored.shape[0]
-    rows = jnp.take_along_axis(hidden.reshape(groups, 2 * length, -1), noised.scored[..., None], axis=1)
-    targets = jnp.take_along_axis(paired.reshape(groups, 2 * length), noised.scored, axis=1)
-    losses = denoiser.token_losses(params, rows, targets)
+    targets = masking.scored_rows(paired, noised.scored)
+    losses = denoiser.token_losses(params, masking.scored_rows(hidden, noised.scored), targets)
     per_pair = jnp.sum(noised.weights * losses, axis=1) / 2
     return per_pair.reshape(num_orders, batch).mean(axis=0)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from dlm_jax import rng
+from dlm_jax.diffusion import masking
 from dlm_jax.training.state import TrainState
 
 
@@ -20,10 +21,8 @@ def question_loss(denoiser, params, question, *, segment_ids=None, key=None):
     """
     time = question.time if denoiser.needs_time else None
     hidden, _ = denoiser.hidden(params, question.inputs, time=time, segment_ids=segment_ids, key=key)
-    groups = question.scored.shape[0]
-    # Only the scored rows reach the head; they are gathered inside a group, so nothing crosses a device.
-    rows = jnp.take_along_axis(hidden.reshape(groups, -1, hidden.shape[-1]), question.scored[..., None], axis=1)
-    losses = denoiser.token_losses(params, rows, question.targets)
+    # Only the scored rows reach the head.
+    losses = denoiser.token_losses(params, masking.scored_rows(hidden, question.scored), question.targets)
     return jnp.sum(question.weights * losses)
 
 
