@@ -20,6 +20,8 @@ from dlm_jax.information import InformationCurve, pairs
 from dlm_jax.information import plan as plans
 from dlm_jax.information.orders import order_from_distances
 from dlm_jax.models.denoiser import Denoiser
+from dlm_jax.parallel import mesh as meshes
+from dlm_jax.parallel import sharding
 from dlm_jax.sampling import canvas as canvases
 from dlm_jax.sampling import loop
 from dlm_jax.sampling import selection as selections
@@ -354,10 +356,11 @@ class Generator:
             digest = hashlib.sha256(np.ascontiguousarray(rows.tokens, np.int32).tobytes()).hexdigest()
             name = order if isinstance(order, str) else hashlib.sha256(np.asarray(order).tobytes()).hexdigest()
             keep_in = likelihood.Kept(keep_in, f"{self.sha256} {digest} {name} {list(map(int, counts))} {seed}")
+        mesh, params = self._spread
         return dependence.measure(
-            self.denoiser, self.params, evaluators.schedule_of(self.config), rows, order=order, counts=counts,
+            self.denoiser, params, evaluators.schedule_of(self.config), rows, order=order, counts=counts,
             batch_size=self.config.eval.batch_size, key=rng.stream(jax.random.key(seed), "measure"), quiet=quiet,
-            interval=self.config.log.progress_seconds, keep_in=keep_in,
+            interval=self.config.log.progress_seconds, keep_in=keep_in, mesh=mesh,
         )  # fmt: skip
 
     def survey(
@@ -427,6 +430,14 @@ class Generator:
             self.denoiser, self.params, self.length, batch_size, time_at=self._time_at, repeats=repeats, quiet=quiet,
             interval=self.config.log.progress_seconds,
         )  # fmt: skip
+
+    @functools.cached_property
+    def _spread(self):
+        """(mesh over all devices, parameters on each of them); (None, parameters) where there is one device."""
+        if jax.device_count() == 1 or jax.process_count() > 1:
+            return None, self.params
+        mesh = meshes.make_mesh((1, jax.device_count(), 1))
+        return mesh, jax.device_put(self.params, sharding.replicated(mesh))
 
     @functools.cached_property
     def sha256(self):
