@@ -15,7 +15,7 @@ import numpy as np
 
 from dlm_jax import files, rng
 from dlm_jax.evaluation import evaluators, likelihood, reveal
-from dlm_jax.information import orders, schedules, statistics
+from dlm_jax.information import InformationCurve, orders, plan, schedules, statistics
 from dlm_jax.progress import Progress
 
 NUM_STEPS = (2, 3, 4, 8, 16, 32)
@@ -83,6 +83,15 @@ def run(generator, workdir, *, num_rows=200, seed=0, say=print):
         f"square {found['root_mean_square_z']:.2f}; on the same rows with other orders drawn, largest |z| "
         f"{found['same_rows_largest_z']:.2f}"
     )
+    random = predicted["random"]
+    losses = random.by_row.sum(axis=2) / (length - random.counts)
+    curve = InformationCurve.measured(length, random.counts, losses, random.document)
+    found["planned_minus_fixed"] = plan.Survey(curve, {"random": random}).planned_minus_fixed(steps)
+    for one in found["planned_minus_fixed"]:
+        say(
+            f"planned minus {one['schedule']:15} T = {one['num_steps']:3}  {one['difference_nats']:+8.3f} +- "
+            f"{one['stderr_nats']:.3f} nats per sequence, on documents that were not planned on"
+        )
     files.write_json(workdir / "prediction.json", found)
     return found
 
