@@ -114,7 +114,10 @@ def _with_model(values, question):
     if not quiet:
         print(_recommendation(made, survey), file=sys.stderr)
     if values["report"].value:
-        page = write_report(workdir / "report", generator, survey, made, chosen, candidates, quiet=quiet)
+        page = write_report(
+            workdir / "report", generator, survey, made, chosen, candidates, quiet=quiet,
+            samples=_samples(generator, made, values["seed"].value, quiet),
+        )  # fmt: skip
         made.details["report"] = str(page)
         if not quiet:
             print(f"report   {page}", file=sys.stderr)
@@ -204,6 +207,24 @@ def decide(survey, question, generator, critical=False):
     return made, chosen, candidates
 
 
+def _samples(generator, made, seed, quiet):
+    """Texts at three step counts: few, the plan's, and one token a step."""
+    from dlm_jax.progress import Progress
+
+    length = generator.length
+    ways = [
+        (f"{min(4, length)} uniform steps, random order", {"num_steps": min(4, length), "order": "random"}),
+        (f"the plan: {made.num_steps} steps", {"sizes": made.sizes, "order": made.order}),
+        (f"one token a step, {length} steps, random order", {"num_steps": length, "order": "random"}),
+    ]
+    found = []
+    with Progress("sampling", len(ways), quiet=quiet, interval=generator.config.log.progress_seconds) as progress:
+        for label, way in ways:
+            found.append((label, generator.sample(num_samples=1, seed=seed, **way).texts[0]))
+            progress.update(len(found))
+    return found
+
+
 def _cheapest(values, candidates, latencies, max_kl):
     """The way to n samples that costs least, among those of at least the asked (or nearly the best) quality."""
     from dlm_jax.information import plan as plans
@@ -279,7 +300,7 @@ def write_report(folder, generator, survey, made, chosen, candidates, *, samples
             folder,
             title=title,
             lead=_lead(survey, made, chosen, candidates),
-            facts=[*_facts(survey, made, chosen), *facts],
+            facts=[*_facts(generator, survey, made, chosen), *facts],
             words=report.in_words(survey.curve),
             tables=[
                 ("What the tokens share", report.dependence_table(survey.curve), "Nats; +- one standard error, "
@@ -327,7 +348,7 @@ def _lead(survey, made, chosen, candidates):
     return text + "."
 
 
-def _facts(survey, made, chosen):
+def _facts(generator, survey, made, chosen):
     facts = [
         ("Asked", made.question),
         ("Steps", f"{made.num_steps}: {made.details['in_words']}"),
@@ -355,12 +376,20 @@ def _facts(survey, made, chosen):
                 f"byte; {slow:.3g} s a sample without a cache, no less than {fast:.3g} s with one",
             ))  # fmt: skip
     facts.append(("Measured on", f"{survey.curve.num_rows} rows of {survey.curve.num_documents} held-out documents"))
+    data = generator.config.data
+    cleaned = f", cleaned by {', '.join(data.normalize)}" if data.normalize else ""
+    facts.append((
+        "Model and data",
+        f"{generator.denoiser.num_params:,} parameters after {generator.step} steps, weights sha256 "
+        f"{generator.sha256[:12]}; {data.source}, {data.tokenizer} tokens{cleaned}, {survey.length} a sequence",
+    ))  # fmt: skip
     return facts
 
 
 def _commands(workdir):
     return [
         ("Sample with this plan", f"dlm sample --workdir {workdir} --plan {workdir}/plan.json"),
+        ("Make this page again", f"dlm plan --workdir {workdir}"),
         ("Measure your own text", f"dlm measure --workdir {workdir} --corpus 'my/*.txt' --output my-curve.json"),
         ("Plan for a latency", f"dlm plan --workdir {workdir} --max_latency 0.5"),
     ]

@@ -64,6 +64,19 @@ def test_measured_counts_are_dense_at_both_ends_and_sparse_between():
     assert even[:3].max() > 3  # variation: even spacing is not dense there
 
 
+@pytest.mark.parametrize("length", [2, 7, 16, 100])
+def test_what_is_asked_again_near_the_end_hides_other_tokens_each_time(length):
+    counts = np.arange(length)
+    questions, which = dependence._late_questions(length, counts)
+    for index, count in enumerate(counts):
+        asked = [(length - count, count), *questions[which == index]]
+        slots = [(first + np.arange(hidden)) % length for hidden, first in asked]
+        assert {hidden for hidden, _ in asked} == {length - count}
+        assert len(asked) == max(1, min(8, length) // (length - count))
+        assert len(np.unique(np.concatenate(slots))) == len(asked) * (length - count)
+    assert len(np.unique(np.concatenate([*slots, slots[0]]))) != (len(asked) + 1) * (length - count)  # variation
+
+
 # ------------------------------------------------------------------------- one measurement of many rows, many questions
 
 LENGTH, REPLICATIONS, ROWS = 16, 200, 60
