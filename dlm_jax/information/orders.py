@@ -56,7 +56,8 @@ def draw(name, key, num_rows, length):
     if size := _block_size(name):
         random = rng.random_orders(key, num_rows, length)
         turn = jnp.argsort(random, axis=-1)  # of each position
-        return jnp.argsort(jnp.arange(length) // size * length + turn, axis=-1).astype(jnp.int32)
+        block = jnp.arange(length) // min(size, length)
+        return jnp.argsort(block * length + turn, axis=-1).astype(jnp.int32)
     base, rotates = _BASES[name]
     order = jnp.asarray(base(length), jnp.int32)
     if not rotates:
