@@ -267,7 +267,7 @@ class Generator:
                 raise ValueError("corpus: must be given, as this model was not loaded from a workdir")
             data_dir = pathlib.Path(self.config.data.cache_dir or self.workdir / "data")
             found = packing.prepare(self.config.data, data_dir, say=lambda line: None, quiet=quiet).validation
-            return evaluators.first_rows(found, num_rows)
+            return evaluators.spread_rows(found, num_rows)
         if isinstance(corpus, str):
             data = dataclasses.replace(
                 self.config.data, source=corpus, normalize=tuple(normalize), terminology=terminology,
@@ -277,16 +277,11 @@ class Generator:
                 texts = packing.all_documents(data, folder, sources.Report())
             return self.rows(texts, num_rows=num_rows, quiet=quiet)
         if isinstance(corpus, np.ndarray):
-            return evaluators.first_rows(self._token_rows(corpus), num_rows)
+            return evaluators.spread_rows(self._token_rows(corpus), num_rows)
         clean = make_normalizer(normalize, terminology)
-        found, _ = packing.wrap(
-            [clean(text) for text in corpus], self.tokenizer, self.length, name="corpus", quiet=quiet
-        )
-        if num_rows is None or num_rows >= len(found):
-            return found
-        # Spread over the corpus: the first rows of a list may all be one document.
-        chosen = np.linspace(0, len(found) - 1, num_rows).round().astype(int)
-        return Rows(found.tokens[chosen], found.num_bytes[chosen], found.document[chosen])
+        texts = [cleaned for cleaned in map(clean, corpus) if cleaned.strip()]
+        found, _ = packing.wrap(texts, self.tokenizer, self.length, name="corpus", quiet=quiet)
+        return evaluators.spread_rows(found, num_rows)
 
     def _token_rows(self, tokens):
         if tokens.ndim != 2 or tokens.shape[1] != self.length or tokens.dtype.kind not in "iu":
@@ -294,10 +289,13 @@ class Generator:
                 f"corpus: {tokens.dtype}{list(tokens.shape)} must be whole numbers [N, {self.length}], with the "
                 "model's length"
             )
+        if not len(tokens):
+            raise ValueError("corpus: holds no rows")
         wrong = (tokens < 0) | (tokens >= self.denoiser.mask_id)
-        if self.tokenizer.special.pad is not None:
+        special = self.tokenizer.special
+        if special.pad is not None and special.pad == special.eos:
             # A padding token may double as end-of-text, but text holds no two of those in a row.
-            is_pad = tokens == self.tokenizer.special.pad
+            is_pad = tokens == special.pad
             wrong[:, 1:] |= is_pad[:, 1:] & is_pad[:, :-1]
         if wrong.any():
             row, place = np.argwhere(wrong)[0]
@@ -365,7 +363,7 @@ class Generator:
 
     def survey(
         self, rows, *, orders=DEFAULT_ORDERS, curve=None, batch_size=4, baseline=None, seed=0, keep_in=None, quiet=True,
-        num_counts=16,
+        num_counts=16, num_single_last=0,
     ):  # fmt: skip
         """Measures everything that a plan is made of: the curve, the cost of steps in several orders, the latency.
 
@@ -380,13 +378,19 @@ class Generator:
           keep_in: folder where finished measurements are kept; None keeps nothing.
           quiet: no progress.
           num_counts: int, numbers of revealed tokens that planned steps may start at.
+          num_single_last: int, so many tokens at the end of each order are revealed one at a time.
         Returns:
           information.plan.Survey.
+        Raises:
+          ValueError: if the rows come from fewer than two documents.
         """
         self._needs_diffusion("plan")
         length = self.length
         uniform = [t * length // steps for steps in (2, 4, 8, 16) if steps <= length for t in range(steps)]
-        counts = np.unique(np.concatenate([dependence.measured_counts(length, num_counts), uniform])).astype(int)
+        last = np.arange(length - num_single_last, length)
+        counts = np.unique(np.concatenate([dependence.measured_counts(length, num_counts), uniform, last])).astype(int)
+        if len(np.unique(rows.document)) < 2:
+            raise ValueError("rows: at least 2 documents are needed, to plan on one and to judge on another")
 
         def kept(name):
             return None if keep_in is None else pathlib.Path(keep_in) / f"{name}.rows.npz"
@@ -396,9 +400,9 @@ class Generator:
         except ValueError:
             pair_estimate = None
         costs = {}
-        for order in dict.fromkeys(["random", *orders]):
-            name = order if isinstance(order, str) else "given"
-            if order == "computed":
+        given = {order if isinstance(order, str) else "given": order for order in ("random", *orders)}
+        for name, order in given.items():
+            if name == "computed":
                 if pair_estimate is None:
                     continue
                 order = order_from_distances(pair_estimate.by_distance, length)
@@ -421,7 +425,7 @@ class Generator:
                 "bits_per_byte": summary["bits_per_byte"], "bits_per_byte_stderr": summary["bits_per_byte_stderr"],
             }  # fmt: skip
         timed = self.measure_latency(batch_size, quiet=quiet) if batch_size else None
-        return plans.Survey(curve, costs, timed, found, pair_estimate)
+        return plans.Survey(curve, costs, timed, found, pair_estimate, num_single_last)
 
     def measure_latency(self, batch_size, *, repeats=5, quiet=True):
         """Returns the information.plan.Latency of this model's sampler on this device, for batches of `batch_size`."""

@@ -162,7 +162,7 @@ def _evaluate(config, states, plan, trigram, evaluators):
     key = jax.random.key(config.seed)
     payload = {"trigram_bits_per_byte": trigram, "t_step_bits_per_byte": {}, "t_step": {}}
     for name, (prepared, state, seconds) in states.items():
-        rows = evaluators.first_rows(prepared.corpus.validation, plan.num_rows)
+        rows = evaluators.spread_rows(prepared.corpus.validation, plan.num_rows)
         summary = evaluators.likelihood_summary(
             prepared.config, prepared.denoiser, state.ema, rows, key, mesh=prepared.mesh
         )

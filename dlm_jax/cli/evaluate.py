@@ -42,7 +42,7 @@ def run(values):
         baseline = load_baseline(baseline, generator)  # a wrong one is refused before the long work
     say = (lambda line: None) if values["json"].value else (lambda line: print(line, file=sys.stderr))
     corpus = packing.prepare(config.data, loop.cache_dir(config, workdir), say=say)
-    rows = evaluators.first_rows(corpus.validation, config.eval.num_rows)
+    rows = evaluators.spread_rows(corpus.validation, config.eval.num_rows)
     key = jax.random.key(config.seed)
     summary = evaluators.likelihood_summary(config, generator.denoiser, generator.params, rows, key)
     payload = {"step": generator.step, **summary, "ar_bits_per_byte": None, "t_step": {}}

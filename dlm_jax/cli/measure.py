@@ -42,6 +42,10 @@ def run(values):
         subjects = [(workdirs[0], corpora[0], (), ""), (workdirs[1], corpora[-1], (), "")]
     else:
         subjects = [(workdirs[0], corpus, (), "") for corpus in corpora]
+    if is_cleaning:
+        from dlm_jax.data.normalize import make_normalizer
+
+        make_normalizer(steps, terminology)  # a wrong table is refused before the long work
     outputs = _outputs(values, workdirs, len(subjects))
     if workdirs == [None]:
         payload = _without_model(values, subjects)

@@ -1,6 +1,7 @@
 """dlm plan: how many steps, of which sizes, in which order; the recommendation, and the report behind it."""
 
 import pathlib
+import re
 import sys
 
 from absl import flags
@@ -56,9 +57,13 @@ def _check(values, question):
     for name in ("max_kl", "max_latency", "price"):
         if values[name].value is not None and not values[name].value >= 0:
             raise ValueError(f"--{name}={values[name].value}: must be at least 0")
-    for size in options.whole_numbers(values, "batch_size"):
-        if size < 1:
-            raise ValueError(f"--batch_size={size}: must be at least 1")
+    sizes = options.whole_numbers(values, "batch_size")
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"--batch_size={','.join(values['batch_size'].value)}: must be whole numbers of at least 1")
+    if not 0 <= values["seed"].value < 2**32:
+        raise ValueError(f"--seed={values['seed'].value}: must be between 0 and {2**32 - 1}")
+    if values["price"].value is not None and values["num_samples"].value is None:
+        raise ValueError("--price: needs --num_samples")
     if values["workdir"].value is None and values["curve"].value is None:
         raise ValueError("--workdir, --curve: at least one must be given")
 
@@ -76,8 +81,9 @@ def _with_curve(values, question):
     from dlm_jax.information import InformationCurve
     from dlm_jax.information import plan as plans
 
-    if values["num_samples"].value or values["critical"].value:
-        raise ValueError("--num_samples, --critical: need a --workdir, to time and to measure")
+    for name in ("num_samples", "critical", "orders", "baseline"):
+        if values[name].value:
+            raise ValueError(f"--{name}: needs a --workdir, to time and to measure")
     curve = InformationCurve.load(values["curve"].value)
     steps = sorted({*_steps(curve.length, question), *range(1, min(curve.length, 257))})
     candidates = plans.candidates_of_curve(curve, steps)
@@ -98,15 +104,15 @@ def _with_model(values, question):
     _steps(generator.length, question)
     curve = load_curve(generator, values["curve"].value)
     baseline = load_baseline(generator, values["baseline"].value)
-    orders = _orders(values, generator.length)
+    orders, num_critical = _orders(values, generator.length)
     rows = generator.rows(num_rows=values["num_rows"].value)
     quiet = values["json"].value
     batch_sizes = options.whole_numbers(values, "batch_size")
     survey = generator.survey(
         rows, orders=orders, curve=curve, batch_size=batch_sizes[0], baseline=baseline, seed=values["seed"].value,
-        keep_in=workdir / "measured", quiet=quiet,
+        keep_in=workdir / "measured", quiet=quiet, num_single_last=num_critical,
     )  # fmt: skip
-    made, chosen, candidates = decide(survey, question, generator, critical=bool(values["critical"].value))
+    made, chosen, candidates = decide(survey, question, generator, critical=num_critical > 0)
     output = pathlib.Path(values["output"].value or workdir / "plan.json")
     if values["num_samples"].value:
         others = [survey.latency] + [generator.measure_latency(size, quiet=quiet) for size in batch_sizes[1:]]
@@ -125,7 +131,7 @@ def _with_model(values, question):
 
 
 def _orders(values, length):
-    """The orders to measure; with critical positions each is a fixed order that ends with them."""
+    """The orders to measure and the number of critical positions, with which a single fixed order ends."""
     import jax
     import numpy as np
 
@@ -138,15 +144,19 @@ def _orders(values, length):
             orders.check(name, "--orders")
     last = []
     for span in values["critical"].value:
-        first, _, stop = span.partition("-")
-        if not first.isdigit() or (stop and not stop.isdigit()) or int(stop or first) >= length:
-            raise ValueError(f"--critical={span}: must be positions a-b, counted from 0, below the length {length}")
-        last += [p for p in range(int(first), int(stop or first) + 1) if p not in last]
+        found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", span)
+        first = int(found[1]) if found else 0
+        stop = int(found[2]) if found and found[2] else first
+        if not found or not first <= stop < length:
+            raise ValueError(f"--critical={span}: must be positions a-b, a at most b, from 0 to {length - 1}")
+        last += [place for place in range(first, stop + 1) if place not in last]
+    if len(last) >= length:
+        raise ValueError(f"--critical: {len(last)} positions must be fewer than the length {length}")
     if not last:
-        return names
+        return names, 0
     base = next((name for name in names if name not in ("random", "computed")), "spaced")
     order = np.asarray(orders.draw(base, jax.random.key(values["seed"].value), 1, length)[0])
-    return [np.concatenate([order[~np.isin(order, last)], last]).astype(np.int32)]
+    return [np.concatenate([order[~np.isin(order, last)], last]).astype(np.int32)], len(last)
 
 
 def load_curve(generator, path):
@@ -188,8 +198,10 @@ def decide(survey, question, generator, critical=False):
     from dlm_jax.information import plan as plans
 
     candidates = survey.candidates(_steps(survey.length, question))
-    # With critical positions only the order that ends with them will do.
-    eligible = [c for c in candidates if not isinstance(c.order, str)] if critical else candidates
+    # With critical positions only the order that ends with them, and reveals them one by one, will do.
+    eligible = candidates
+    if critical:
+        eligible = [c for c in candidates if not isinstance(c.order, str) and c.schedule == "planned"]
     chosen, asked = plans.choose(eligible, **question)
     details = {
         "frontier": [dataclasses.asdict(c) for c in plans.frontier(candidates)],

@@ -38,6 +38,8 @@ def run(values):
     for other in ("num_steps", "sizes", "order", "infill"):
         if values["plan"].value is not None and values[other].value is not None:
             raise ValueError(f"--plan, --{other}: only one of them can be given")
+    if values["plan"].value is not None and values["selection"].value not in (None, "random"):
+        raise ValueError(f"--plan, --selection={values['selection'].value}: a plan has its own order; leave it out")
     import pathlib
 
     import dlm_jax

@@ -39,8 +39,11 @@ def make_normalizer(steps=(), terminology=""):
       terminology: path of a CSV file, or "".
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if a line is not two columns, a variant is empty or has two canonical forms; with file and line.
+      ValueError: if a step is unknown; if a line is not two columns, a variant is empty or has two canonical forms.
     """
+    unknown = [step for step in steps if step not in STEPS]
+    if unknown:
+        raise ValueError(f"normalize={unknown[0]!r}: must be one of {', '.join(STEPS)}")
 
     def clean(text):
         for step in steps:
@@ -49,7 +52,15 @@ def make_normalizer(steps=(), terminology=""):
 
     if not terminology:
         return clean
-    table = {clean(variant): canonical for variant, canonical in _read_terms(terminology).items()}
+    table = {}
+    for variant, canonical in _read_terms(terminology).items():
+        if table.setdefault(clean(variant), canonical) != canonical:
+            raise ValueError(
+                f"{terminology}: {variant!r} becomes {clean(variant)!r} as another variant does, and they have two "
+                f"canonical forms, {table[clean(variant)]!r} and {canonical!r}"
+            )
+    for canonical in set(table.values()):
+        table.setdefault(clean(canonical), canonical)  # what is right already is not replaced inside
     table.pop("", None)
     # A word is replaced as a whole where it begins or ends with a letter of a script that spaces its words.
     pattern = re.compile("|".join(_pattern_of(variant) for variant in sorted(table, key=len, reverse=True)))
@@ -61,15 +72,14 @@ def digest(steps, terminology):
     return [list(steps), files.sha256(terminology) if terminology else ""]
 
 
+# Letters and digits of scripts that put spaces between words, up to Armenian.
+_SPACED = r"[0-9A-Za-z_\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02ff\u0370-\u058f]"
+
+
 def _pattern_of(variant):
-    before = r"(?<!\w)" if _is_spaced(variant[0]) else ""
-    after = r"(?!\w)" if _is_spaced(variant[-1]) else ""
+    before = f"(?<!{_SPACED})" if re.match(_SPACED, variant[0]) else ""
+    after = f"(?!{_SPACED})" if re.match(_SPACED, variant[-1]) else ""
     return before + re.escape(variant) + after
-
-
-def _is_spaced(character):
-    """Whether words with this character stand between spaces: letters and digits up to Cyrillic and Armenian."""
-    return character.isalnum() and ord(character) < 0x590
 
 
 def _read_terms(path):

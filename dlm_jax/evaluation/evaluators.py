@@ -1,6 +1,8 @@
 """Evaluations of a run, as values: functions (params, step) -> {name: number} for the training loop, and the table
 of `dlm evaluate`."""
 
+import numpy as np
+
 from dlm_jax import rng
 from dlm_jax.data.packing import Rows
 from dlm_jax.diffusion import schedules
@@ -11,12 +13,13 @@ from dlm_jax.information.schedules import uniform_sizes
 _COUNTS_PER_ORDER = 8
 
 
-def first_rows(rows, count):
-    """Returns the first rows of a split (all for 0); they are in random order already."""
+def spread_rows(rows, count):
+    """Returns `count` rows spread evenly over a split (all for 0 or None): as many documents as can be had."""
     if not count or count >= len(rows):
         return rows
-    segments = None if rows.segment_ids is None else rows.segment_ids[:count]
-    return Rows(rows.tokens[:count], rows.num_bytes[:count], rows.document[:count], segments)
+    chosen = np.linspace(0, len(rows) - 1, count).round().astype(int)
+    segments = None if rows.segment_ids is None else rows.segment_ids[chosen]
+    return Rows(rows.tokens[chosen], rows.num_bytes[chosen], rows.document[chosen], segments)
 
 
 def schedule_of(config):
@@ -87,7 +90,7 @@ def t_step_summary(config, denoiser, params, rows, key, num_steps, *, order=None
 
 def during_training(run):
     """Returns the evaluators of a Run: validation likelihood on at most eval.num_rows rows."""
-    rows = first_rows(run.corpus.validation, run.config.eval.num_rows)
+    rows = spread_rows(run.corpus.validation, run.config.eval.num_rows)
     key = rng.stream(run.root_key, "evaluate")
 
     def evaluate(params, step):
@@ -99,4 +102,4 @@ def during_training(run):
 
 def t_step_rows(config, rows):
     """Returns the rows on which T-step likelihoods are measured."""
-    return first_rows(rows, config.eval.t_step_rows)
+    return spread_rows(rows, config.eval.t_step_rows)

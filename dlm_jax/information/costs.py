@@ -62,11 +62,20 @@ class StepCosts:
         bits, bits_stderr = statistics.ratio(nats / np.log(2), self.num_bytes, self.document)
         return {"nll_nats": per_row, "stderr_nats": stderr, "bits_per_byte": bits, "bits_per_byte_stderr": bits_stderr}
 
-    def optimal_sizes(self, max_steps):
-        """Returns {T: int64[T]} for T = 1..min(max_steps, K), the best sizes whose boundaries were measured."""
+    def optimal_sizes(self, max_steps, num_single_last=0):
+        """Returns {T: int64[T]} for T up to min(max_steps, K), the best sizes whose boundaries were measured.
+
+        Args:
+          max_steps: int.
+          num_single_last: int, so many last steps reveal one token each; these boundaries must have been measured.
+        """
         mean = np.triu(self.by_row.mean(axis=0))
         to_edge = np.concatenate([np.zeros((len(mean), 1)), np.cumsum(mean, axis=1)], axis=1)  # [K, K + 1]
-        return schedules.optimal_on_grid(np.append(self.counts, self.length), to_edge, max_steps)
+        edges = np.append(self.counts, self.length)
+        wide = int(np.searchsorted(edges, self.length - num_single_last))  # boundaries up to the single steps
+        found = schedules.optimal_on_grid(edges[: wide + 1], to_edge[:wide, : wide + 1], max_steps - num_single_last)
+        ones = np.ones(num_single_last, np.int64)
+        return {steps + num_single_last: np.concatenate([sizes, ones]) for steps, sizes in found.items()}
 
 
 def exchangeable(counts, length, mean_losses):

@@ -270,8 +270,8 @@ class InformationCurve:
             if np.any(np.diag(covariance) < 0):
                 raise ValueError(f"{path}: covariance has a negative variance")
 
-        def optional(name):
-            return None if values.get(name) is None else _numbers(path, values, name, (k,))
+        def optional(name, may_be_nan=False):
+            return None if values.get(name) is None else _numbers(path, values, name, (k,), may_be_nan)
 
         curve = cls(
             entropy=_numbers(path, values, "entropy_nats", (length,)),
@@ -279,7 +279,7 @@ class InformationCurve:
             raw_entropy=_numbers(path, values, "raw_entropy_nats", (k,)),
             covariance=covariance,
             predictive_entropy=optional("predictive_entropy_nats"),
-            calibration_stderr=optional("calibration_stderr_nats"),
+            calibration_stderr=optional("calibration_stderr_nats", may_be_nan=True),
             num_rows=_whole(path, values, "num_rows"),
             num_documents=_whole(path, values, "num_documents"),
             characters=float(characters),

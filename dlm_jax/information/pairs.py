@@ -98,14 +98,12 @@ def estimate(tokens, document, vocab_size, *, num_classes=256, num_distances=16)
     partner = np.empty(len(order), int)
     partner[order] = np.roll(order, len(order) // 2)
     elsewhere = np.roll(classes[partner], length // 2, axis=1)  # at another place too: rows may share a layout
-    unrelated = _pair_counts(classes, elsewhere, group, num_groups, num_classes)
-    per_pair = unrelated.sum()
     values = []
     for distance in distances:
         counts = _pair_counts(classes[:, :-distance], classes[:, distance:], group, num_groups, num_classes)
-        # Fewer pairs, more bias: the statistic of unrelated tokens falls as 1 / number of pairs.
-        scale = per_pair / counts.sum()
-        values.append(_leave_one_out(counts, _information) - scale * _leave_one_out(unrelated, _information))
+        # As many unrelated pairs: the same bias.
+        unrelated = _pair_counts(classes[:, :-distance], elsewhere[:, distance:], group, num_groups, num_classes)
+        values.append(_leave_one_out(counts, _information) - _leave_one_out(unrelated, _information))
     values = np.stack(values)  # [D, 1 + groups]
     every = np.arange(1, length)
     interpolated = np.stack([np.interp(np.log(every), np.log(distances), column) for column in values.T], axis=1)

@@ -17,6 +17,22 @@ from dlm_jax.information.pairs import PairEstimate
 
 _FORMAT = 1
 MARGIN = 1.645  # standard errors kept in reserve against a budget: one-sided 95 %
+_NUMBER = (int, float)
+_PLAN_FIELDS = (
+    ("length", (int,), "a whole number of at least 1"),
+    ("num_steps", (int,), "a whole number"),
+    ("sizes", (list,), "a list of whole numbers"),
+    ("order", (str, list), "a name or a list of positions"),
+    ("schedule", (str,), "text"),
+    ("expected_kl_nats", _NUMBER, "a number"),
+    ("nll_nats", _NUMBER, "a number"),
+    ("stderr_nats", _NUMBER, "a number"),
+    ("seconds", (*_NUMBER, type(None)), "a number"),
+    ("question", (str,), "text"),
+    ("tokenizer_sha256", (str,), "text"),
+    ("model_sha256", (str,), "text"),
+    ("details", (dict,), "a group of values"),
+)
 WITHIN = 0.01  # without a question: the fewest steps that come this near to the best
 
 
@@ -162,27 +178,32 @@ class Plan:
         if values.get("format") != _FORMAT:
             raise ValueError(f"{path}: format={values.get('format')!r} must be {_FORMAT}")
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        missing = [name for name in ("length", "num_steps", "order", "schedule", "nll_nats") if name not in known]
-        if missing:
-            raise ValueError(f"{path}: {missing[0]} is missing")
+        for name, kinds, what in _PLAN_FIELDS:
+            if name not in known and name in ("length", "num_steps", "order", "schedule", "nll_nats"):
+                raise ValueError(f"{path}: {name} is missing")
+            if name in known and (type(known[name]) not in kinds):
+                raise ValueError(f"{path}: {name}={known[name]!r} must be {what}")
         length = known["length"]
-        if not isinstance(length, int) or length < 1:
+        if length < 1:
             raise ValueError(f"{path}: length={length!r} must be a whole number of at least 1")
+        if any(type(size) is not int for size in known["sizes"]):
+            raise ValueError(f"{path}: sizes={known['sizes']!r} must be a list of whole numbers")
         try:
             known["sizes"] = schedules.check_sizes(known["sizes"], length)
             if isinstance(known["order"], str):
                 orders.check(known["order"])
-            elif not isinstance(known["order"], list) or sorted(known["order"]) != list(range(length)):
-                raise ValueError(f"order: must be a name or hold every position 0..{length - 1} exactly once")
-        except (ValueError, TypeError) as mistake:
+        except ValueError as mistake:
             raise ValueError(f"{path}: {mistake}") from None
+        if isinstance(known["order"], list):
+            is_whole = all(type(place) is int for place in known["order"])
+            if not is_whole or sorted(known["order"]) != list(range(length)):
+                raise ValueError(f"{path}: order: must be a name or hold every position 0..{length - 1} exactly once")
         if known["num_steps"] != len(known["sizes"]):
             raise ValueError(
                 f"{path}: num_steps={known['num_steps']!r} must be {len(known['sizes'])}, as many as sizes"
             )
-        for name in ("expected_kl_nats", "nll_nats", "stderr_nats"):
-            if not isinstance(known.setdefault(name, math.nan), (int, float)):
-                raise ValueError(f"{path}: {name}={known[name]!r} must be a number")
+        for name in ("expected_kl_nats", "stderr_nats"):
+            known.setdefault(name, math.nan)
         return cls(**known)
 
     def check_fits(self, length, tokenizer_sha256=None, name="plan"):
@@ -246,6 +267,7 @@ class Survey:
       baseline: {"nll_nats", "stderr_nats", "bits_per_byte", "bits_per_byte_stderr"} of the autoregressive model on the
         judged rows, or {}.
       pairs: PairEstimate or None.
+      num_single_last: int, so many tokens at the end of the order are to be revealed one at a time.
     """
 
     curve: InformationCurve
@@ -253,6 +275,7 @@ class Survey:
     latency: Latency | None = None
     baseline: dict = field(default_factory=dict)
     pairs: PairEstimate | None = None
+    num_single_last: int = 0
 
     @property
     def length(self):
@@ -286,7 +309,7 @@ class Survey:
         one_by_one = self.interpolated_nll(np.ones(self.length, np.int64))[judge_on]
         found = []
         for order, costs in self.costs.items():
-            planned = costs.select(plan_on).optimal_sizes(max(num_steps))
+            planned = costs.select(plan_on).optimal_sizes(max(num_steps), self.num_single_last)
             edges = set(costs.counts.tolist())
             for steps in sorted(set(num_steps)):
                 named = {"planned": planned[steps]} if steps in planned else {}
@@ -386,6 +409,8 @@ def _fewest(candidates, max_kl):
     def upper(candidate):
         return candidate.excess_nats + MARGIN * (candidate.excess_stderr or 0.0)
 
+    if all(math.isnan(upper(c)) for c in candidates):
+        raise ValueError(f"max_kl={max_kl}: needs standard errors; measure at least 4 documents")
     fitting = [c for c in candidates if upper(c) <= max_kl]
     if not fitting:
         best = min(candidates, key=upper)

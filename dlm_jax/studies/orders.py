@@ -137,7 +137,7 @@ def _config(base, kind, seed, folder):
 def _train_and_measure(config, folder, kind, num_rows, say):
     run = loop.prepare(config, folder, say=lambda line: None, quiet=True)
     params = loop.train(run, label=f"training {folder.parent.name} {folder.name}").ema
-    rows = evaluators.first_rows(run.corpus.validation, num_rows)
+    rows = evaluators.spread_rows(run.corpus.validation, num_rows)
     key = rng.stream(jax.random.key(config.seed), "study")
     about = {
         "num_params": run.denoiser.num_params, "train_steps": config.train.num_steps, "num_rows": len(rows),

@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
 
 
 def row_bound(config, run, params, num_rows=1000):
-    rows = evaluators.first_rows(run.corpus.validation, num_rows)
+    rows = evaluators.spread_rows(run.corpus.validation, num_rows)
     losses = likelihood.bound(run.denoiser, params, evaluators.schedule_of(config), config.eval.num_orders)
     nats = likelihood.row_losses(losses, rows, batch_size=100, key=rng.stream(jax.random.key(1), "truth"), quiet=True)
     return nats, -sources.markov_chain(config.data).log_prob(np.asarray(rows.tokens, np.int64))

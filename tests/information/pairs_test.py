@@ -144,9 +144,7 @@ def test_the_plug_in_entropy_of_tokens_fails_where_the_corrected_one_holds(num_r
 OVERCORRECTED = "pairs.estimate scales the unrelated information by the number of pairs: too much for few pairs"
 
 
-@pytest.mark.parametrize(
-    "num_rows", [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=OVERCORRECTED)) for n in (100, 400)]
-)
+@pytest.mark.parametrize("num_rows", [100, 400])
 def test_plug_in_estimates_of_independent_tokens_fail_where_the_corrected_ones_hold(num_rows):
     tokens = sample(HUNDRED, num_rows, 3)
     found = pairs.estimate(tokens, np.arange(num_rows), 100, num_distances=100)
@@ -162,7 +160,6 @@ def test_plug_in_estimates_of_independent_tokens_fail_where_the_corrected_ones_h
     assert not agrees((plug_in_entropy(tokens, 100) - resolved, found.one_revealed_entropy[1]), np.log(100))
 
 
-@pytest.mark.xfail(strict=True, reason=OVERCORRECTED)
 def test_the_correction_is_right_for_the_farthest_pairs_which_are_few():
     """30 corpora of rows that stick to a token, 300 rows each; at distance L - 1 there is one pair a row."""
     bed, found = BEDS["sticky of six"], []
@@ -260,7 +257,6 @@ def test_a_single_class_knows_nothing_and_more_classes_than_tokens_are_all_token
     assert not agrees(estimated("M3").one_revealed_entropy, one.unigram_entropy[0])
 
 
-@pytest.mark.xfail(strict=True, reason=OVERCORRECTED)
 def test_hundred_independent_tokens_stay_independent_when_merged():
     tokens = sample(HUNDRED, 1000, 5)
     found = pairs.estimate(tokens, np.arange(1000), 100, num_classes=16)

@@ -70,7 +70,7 @@ DAMAGE = {
     "num_steps": [
         (None, "num_steps is missing"),
         (lambda v: 4, "num_steps=4 must be 3, as many as sizes"),
-        (lambda v: "3", "num_steps='3' must be 3"),
+        (lambda v: "3", "num_steps='3' must be a whole number"),
         (lambda v: [3], r"num_steps=\[3\]"),
     ],
     "sizes": [
@@ -79,9 +79,9 @@ DAMAGE = {
         (lambda v: [0, 3, 5], "sizes=.*every step must reveal at least 1 token, not 0"),
         (lambda v: [9, -1], "sizes=.*not -1"),
         (lambda v: [], r"sizes=\[\]: must be a list of whole numbers"),
-        (lambda v: 8, "sizes=8: must be a list of whole numbers"),
-        (lambda v: None, "sizes=None: must be a list"),
-        (lambda v: "125", "sizes='125': must be a list"),
+        (lambda v: 8, "sizes=8 must be a list of whole numbers"),
+        (lambda v: None, "sizes=None must be a list"),
+        (lambda v: "125", "sizes='125' must be a list"),
         (lambda v: [1.0, 2.0, 5.0], "sizes=.*whole numbers"),
         (lambda v: [1, 2, "5"], "sizes=.*whole numbers"),
         (lambda v: [True] * 8, "sizes=.*whole numbers"),
@@ -92,9 +92,9 @@ DAMAGE = {
         (None, "order is missing"),
         (lambda v: "spiral", "order='spiral': must be one of spaced, .*random"),
         (lambda v: "blocks:0", "order='blocks:0': must be one of"),
-        (lambda v: None, r"order: must be a name or hold every position 0\.\.7 exactly once"),
-        (lambda v: 5, "order: must be a name or hold every position"),
-        (lambda v: {"0": 1}, "order: must be a name"),
+        (lambda v: None, "order=None must be a name"),
+        (lambda v: 5, "order=5 must be a name"),
+        (lambda v: {"0": 1}, "order=.* must be a name"),
         (lambda v: list(range(7)), "order: must be a name or hold every position"),
         (lambda v: [0, *range(7)], "order: must be a name or hold every position"),
         (lambda v: list(range(1, 9)), "order: must be a name or hold every position"),
@@ -155,7 +155,6 @@ def test_damage_of_a_field_is_refused_with_the_file_and_the_field(field, change,
     ],
     ids=["ragged", "mixed", "floats", "truths", "truth", "float", "number", "yes", "text", "list", "int", "int", "str"],
 )
-@pytest.mark.xfail(strict=True, reason="Plan.load does not check this, or its message does not name the field")
 def test_damage_that_slips_through_or_is_not_named_is_refused_too(field, change, tmp_path):
     path = tmp_path / "plan.json"
     damaged(path, field, change)
@@ -690,7 +689,6 @@ def test_a_survey_ends_in_a_plan_that_can_be_saved(tmp_path):
         plans.choose(found, max_kl=-99.0)
 
 
-@pytest.mark.xfail(strict=True, reason="with a single judging document the errors are NaN: 'the least is nan nats'")
 def test_a_budget_on_two_documents_says_what_could_be_met_or_that_they_are_too_few():
     found = survey_of([4, 4, 5]).candidates([1, 2, 16])
     assert any(c.excess_nats < 99 for c in found) and math.isnan(found[0].excess_stderr)
