@@ -57,7 +57,10 @@ FIELD_RULES = [
     ({"model.embed_dim": 24}, r"^model\.embed_dim=24: embed_dim / num_heads = 3 must be even"),
     ({"model.num_kv_heads": 3}, r"^model\.num_kv_heads=3: must divide model\.num_heads=8$"),
     ({"diffusion.objective": "elbo"}, r"^diffusion\.objective='elbo': .*\(did you mean 'nelbo'\?\)$"),
-    ({"diffusion.masking": "exact"}, r"^diffusion\.masking='exact': must be one of exact_count, independent"),
+    (
+        {"diffusion.masking": "exact"},
+        r"^diffusion\.masking='exact': must be one of exact_count, order_prefix, independent",
+    ),
     ({"diffusion.schedule": "cos"}, r"^diffusion\.schedule='cos': must be one of linear, cosine, polynomial"),
     ({"diffusion.schedule_power": 0.0}, r"^diffusion\.schedule_power=0\.0: must be above 0$"),
     ({"diffusion.time_epsilon": 0.0}, r"^diffusion\.time_epsilon=0\.0: must be above 0 and below 1$"),

@@ -374,7 +374,7 @@ NO_MODEL = {
     "plan: no rows": (("plan", "--workdir", "{m}", "--num_rows=0"), "--num_rows=0: must be at least 1"),
     "plan: no samples": (("plan", "--workdir", "{m}", "--num_samples=0"), "--num_samples=0: must be at least 1"),
     "plan: negative price": (("plan", "--workdir", "{m}", "--price=-2"), r"--price=-2\.0: must be at least 0"),
-    "plan: no batch": (("plan", "--workdir", "{m}", "--batch_size=4,0"), "--batch_size=4,0: must be whole numbers of at least 1"),
+    "plan: no batch": (("plan", "--workdir", "{m}", "--batch_size=4,0"), "--batch_size=4,0: must be whole"),
     "plan: batches are no numbers": (("plan", "--workdir", "{m}", "--batch_size=4,x"), "--batch_size=4,x: must be"),
     "plan: a budget out of reach": (
         ("plan", "--curve", "{t}/long-curve.json", "--max_kl=0.1", "--output={t}/p.json"),

@@ -125,7 +125,7 @@ WITHOUT_MODEL = {
     "demo: config that raises": (("demo", "--config", "{t}/raises.py", "--workdir", "{t}/w"), r"raises.*not today"),
     "demo: config without get_config": (("demo", "--config", "{t}/nothing.py", "--workdir", "{t}/w"), "get_config"),
     "demo: config that is a number": (("demo", "--config", "{t}/number.py", "--workdir", "{t}/w"), r"number\.py"),
-    "demo: no time": (("demo", "--minutes", "0", "--workdir", "{t}/w"), "--minutes=0.0: must be at least 2"),
+    "demo: no time": (("demo", "--minutes", "0", "--workdir", "{t}/w"), "--minutes=0.0: must be at least 3"),
     "demo: not a time": (("demo", "--minutes", "few", "--workdir", "{t}/w"), "minutes.*few"),
     "misspelt field": ((*DEBUG, "--config.model.num_layer=3"), "num_layer"),
     "unknown group": ((*DEBUG, "--config.modle.num_layers=3"), "modle"),
