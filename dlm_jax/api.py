@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 import tempfile
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from dlm_jax.sampling import canvas as canvases
 from dlm_jax.sampling import loop
 from dlm_jax.sampling import selection as selections
 from dlm_jax.training import checkpoint
+from dlm_jax.training.loop import cache_dir
 
 # What a survey looks at: a random order, two that spread, one that halves, the reader's, and one from measured pairs.
 DEFAULT_ORDERS = ("random", "spaced", "blue_noise", "bisection", "left_to_right", "computed")
@@ -47,8 +48,7 @@ def load(workdir, *, step=None):
     if not workdir.is_dir():
         raise FileNotFoundError(f"workdir={str(workdir)!r}: no such folder")
     config = configs.load(workdir / "config.json")
-    data_dir = pathlib.Path(config.data.cache_dir or workdir / "data")
-    tokenizer = tokenizers.load(data_dir / "tokenizer.json")
+    tokenizer = tokenizers.load(cache_dir(config, workdir) / "tokenizer.json")
     step, params, _ = checkpoint.load_item(workdir, "ema", step)
     denoiser = Denoiser(config.model, tokenizer.vocab_size)
     _check_params(workdir, denoiser, params)
@@ -248,7 +248,7 @@ class Generator:
         rows = Rows(tokens, np.zeros(len(tokens)), np.zeros(len(tokens)))
         return likelihood.row_losses(losses, rows, batch_size=self.config.eval.batch_size, key=key, quiet=True)
 
-    def rows(self, corpus=None, *, workdir=None, num_rows=None, normalize=(), terminology="", quiet=True):
+    def rows(self, corpus=None, *, num_rows=None, normalize=(), terminology="", quiet=True, say=warnings.warn):
         """Returns rows of text of `length` tokens, to measure on.
 
         Args:
@@ -257,6 +257,7 @@ class Generator:
           num_rows: int, at most so many; None for all.
           normalize, terminology: as in DataConfig, for text.
           quiet: no progress.
+          say: called with a line for everything in the corpus that was skipped or mended.
         Returns:
           packing.Rows.
         Raises:
@@ -265,17 +266,21 @@ class Generator:
         if corpus is None:
             if self.workdir is None:
                 raise ValueError("corpus: must be given, as this model was not loaded from a workdir")
-            data_dir = pathlib.Path(self.config.data.cache_dir or self.workdir / "data")
-            found = packing.prepare(self.config.data, data_dir, say=lambda line: None, quiet=quiet).validation
+            folder = cache_dir(self.config, self.workdir)
+            found = packing.prepare(self.config.data, folder, say=lambda line: None, quiet=quiet).validation
             return evaluators.spread_rows(found, num_rows)
         if isinstance(corpus, str):
             data = dataclasses.replace(
                 self.config.data, source=corpus, normalize=tuple(normalize), terminology=terminology,
                 max_document_bytes=0,
             )  # fmt: skip
+            report = sources.Report()
             with tempfile.TemporaryDirectory() as folder:
-                texts = packing.all_documents(data, folder, sources.Report())
-            return self.rows(texts, num_rows=num_rows, quiet=quiet)
+                texts = packing.all_documents(data, folder, report)
+            found, _ = packing.wrap(texts, self.tokenizer, self.length, name=corpus, quiet=quiet, report=report)
+            for line in report.lines():
+                say(line)
+            return evaluators.spread_rows(found, num_rows)
         if isinstance(corpus, np.ndarray):
             return evaluators.spread_rows(self._token_rows(corpus), num_rows)
         clean = make_normalizer(normalize, terminology)
@@ -330,9 +335,8 @@ class Generator:
         return self._curve(costs, entropies, rows, seed, provenance or {})
 
     def _curve(self, costs, entropies, rows, seed, provenance):
-        losses = costs.by_row.sum(axis=2) / (self.length - costs.counts)
         return InformationCurve.measured(
-            self.length, costs.counts, losses, rows.document, predictive_entropies=entropies,
+            self.length, costs.counts, costs.mean_losses, rows.document, predictive_entropies=entropies,
             characters=float(np.mean([len(self.tokenizer.decode(row)) for row in np.asarray(rows.tokens)])),
             tokenizer_sha256=tokenizers.sha256(self.tokenizer), model_sha256=self.sha256,
             provenance={"workdir": str(self.workdir or ""), "step": self.step, "seed": seed, **provenance},
@@ -351,9 +355,8 @@ class Generator:
         if not isinstance(order, str):
             canvases.check_order(order, 1, self.length)
         if keep_in is not None:
-            digest = hashlib.sha256(np.ascontiguousarray(rows.tokens, np.int32).tobytes()).hexdigest()
-            name = order if isinstance(order, str) else hashlib.sha256(np.asarray(order).tobytes()).hexdigest()
-            keep_in = likelihood.Kept(keep_in, f"{self.sha256} {digest} {name} {list(map(int, counts))} {seed}")
+            name = order if isinstance(order, str) else list(map(int, order))
+            keep_in = likelihood.Kept(keep_in, rows, self.sha256, name, list(map(int, counts)), seed)
         mesh, params = self._spread
         return dependence.measure(
             self.denoiser, params, evaluators.schedule_of(self.config), rows, order=order, counts=counts,

@@ -61,6 +61,21 @@ def read_json(path):
         raise ValueError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from None
 
 
+def read_record(path, key, version, what):
+    """Reads a JSON object of ours: it holds `key` and says "format": version.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_json`; if it is not `what` (a noun, and the verb that writes it), or
+        of another format.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or key not in values:
+        raise ValueError(f"{path}: is not {what[0]} (no {key}); {what[1]} writes one")
+    if values.get("format") != version:
+        raise ValueError(f"{path}: format={values.get('format')!r} must be {version}")
+    return values
+
+
 def sha256(path):
     """Returns the SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as file:

@@ -51,9 +51,12 @@ def run(values):
         payload = _without_model(values, subjects)
         options.emit(payload, outputs[-1])
         return
+    import dlm_jax
+
+    generators = {workdir: dlm_jax.load(workdir) for workdir in workdirs}
     curves, records = [], []
-    for (workdir, corpus, steps, terminology), output in zip(subjects, outputs, strict=False):
-        curve, record = _measured(values, workdir, corpus, steps, terminology, output)
+    for (workdir, *subject), output in zip(subjects, outputs, strict=False):
+        curve, record = _measured(values, generators[workdir], *subject, output)
         curves.append(curve)
         records.append(record)
         if not values["json"].value:
@@ -82,11 +85,12 @@ def _check(values, corpora, workdirs, is_cleaning):
     for name, low in (("num_rows", 1), ("num_counts", 2), ("length", 2)):
         if values[name].value < low:
             raise ValueError(f"--{name}={values[name].value}: must be at least {low}")
-    if not 0 <= values["seed"].value < 2**32:
-        raise ValueError(f"--seed={values['seed'].value}: must be between 0 and {2**32 - 1}")
-    unknown = [step for step in values["normalize"].value if step not in ("nfkc", "casefold", "whitespace")]
+    options.check_seed(values)
+    from dlm_jax.data.normalize import STEPS
+
+    unknown = [step for step in values["normalize"].value if step not in STEPS]
     if unknown:
-        raise ValueError(f"--normalize={unknown[0]}: must be one of nfkc, casefold, whitespace")
+        raise ValueError(f"--normalize={unknown[0]}: must be one of {', '.join(STEPS)}")
 
 
 def _outputs(values, workdirs, count):
@@ -98,22 +102,16 @@ def _outputs(values, workdirs, count):
     return [*(last.with_name(f"{last.stem}-{index + 1}.json") for index in range(count)), last]
 
 
-def _measured(values, workdir, corpus, steps, terminology, output):
-    import dlm_jax
-
-    generator = dlm_jax.load(workdir)
-    quiet = values["json"].value
-    rows = generator.rows(
-        corpus, num_rows=values["num_rows"].value, normalize=steps, terminology=terminology, quiet=quiet
-    )
-    return measure_rows(generator, rows, values, output, corpus, steps, terminology, quiet)
-
-
-def measure_rows(generator, rows, values, output, corpus=None, steps=(), terminology="", quiet=False):
+def _measured(values, generator, corpus, steps, terminology, output):
     """Measures, saves the curve and returns it with its JSON record."""
+    from dlm_jax import files
     from dlm_jax.information import pairs
 
-    num_counts = values["num_counts"].value
+    quiet, num_counts = values["json"].value, values["num_counts"].value
+    rows = generator.rows(
+        corpus, num_rows=values["num_rows"].value, normalize=steps, terminology=terminology, quiet=quiet,
+        say=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
     if not quiet:
         passes = len(rows) * min(num_counts, generator.length)
         flops = passes * generator.length * generator.denoiser.flops(generator.length, 0.5)
@@ -137,8 +135,6 @@ def measure_rows(generator, rows, values, output, corpus=None, steps=(), termino
         record["pairs"] = pairs.estimate(rows.tokens, rows.document, generator.tokenizer.vocab_size).to_dict()
     except ValueError as error:
         record["pairs"] = {"not_estimated": str(error)}
-    from dlm_jax import files
-
     files.write_json(output, record)
     return curve, record
 
@@ -183,15 +179,12 @@ def _without_model(values, subjects):
 
 def _table(curve, record, output):
     lines = []
-    names = {
-        "total_correlation": "total correlation",
-        "dual_total_correlation": "dual total correlation",
-        "mutual_information": "sum of mutual informations",
-    }
+    from dlm_jax.information.curve import QUANTITIES
+
     for name, found in record["summary"].items():
         per_character = "" if found["per_character"] is None else f", {found['per_character']:.4f} per character"
         lines.append(
-            f"{names[name]:27} {found['nats']:9.3f} +- {found['stderr']:.3f} nats per sequence, "
+            f"{QUANTITIES[name]:27} {found['nats']:9.3f} +- {found['stderr']:.3f} nats per sequence, "
             f"{found['per_token']:.4f} per token{per_character}"
         )
     gap = curve.raw_entropy - curve.predictive_entropy

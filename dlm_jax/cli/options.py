@@ -43,6 +43,13 @@ def required(values, name):
     return value
 
 
+def check_seed(values):
+    """Raises ValueError unless the seed flag is one that jax takes."""
+    seed = values["seed"].value
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed={seed}: must be between 0 and {2**32 - 1}")
+
+
 def whole_numbers(values, name):
     """Returns a list flag as ints, or None where it was not given.
 

@@ -60,8 +60,7 @@ def _check(values, question):
     sizes = options.whole_numbers(values, "batch_size")
     if not sizes or min(sizes) < 1:
         raise ValueError(f"--batch_size={','.join(values['batch_size'].value)}: must be whole numbers of at least 1")
-    if not 0 <= values["seed"].value < 2**32:
-        raise ValueError(f"--seed={values['seed'].value}: must be between 0 and {2**32 - 1}")
+    options.check_seed(values)
     if values["price"].value is not None and values["num_samples"].value is None:
         raise ValueError("--price: needs --num_samples")
     if values["workdir"].value is None and values["curve"].value is None:

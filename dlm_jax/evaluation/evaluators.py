@@ -71,16 +71,15 @@ def likelihood_summary(config, denoiser, params, rows, key, *, mesh=None, quiet=
     return {"order": order, **likelihood.summarize(nats, rows.num_bytes, rows.document, rows.tokens.shape[1])}
 
 
-def t_step_summary(config, denoiser, params, rows, key, num_steps, *, order=None, mesh=None, quiet=False):
-    """Returns `likelihood.summarize` of the T-step sampler with uniform sizes.
+def t_step_summary(config, denoiser, params, rows, key, num_steps, *, mesh=None, quiet=False):
+    """Returns `likelihood.summarize` of the T-step sampler with uniform sizes, in the order trained for.
 
     Args:
       num_steps: T.
-      order: str or int32[L]; None for the one that the model was trained for.
       Others as in `likelihood_summary`.
     """
     sizes = uniform_sizes(config.data.length, num_steps)
-    losses = likelihood.t_step(denoiser, params, schedule_of(config), sizes, order or order_of(config))
+    losses = likelihood.t_step(denoiser, params, schedule_of(config), sizes, order_of(config))
     nats = likelihood.row_losses(
         losses, rows, batch_size=config.eval.batch_size, key=rng.stream(key, "t_step"), mesh=mesh,
         label=f"evaluating {num_steps} steps", quiet=quiet, interval=config.log.progress_seconds,

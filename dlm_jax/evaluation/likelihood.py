@@ -1,6 +1,7 @@
 """Likelihoods of held-out rows: bound, T-step sampler, autoregressive; each with a clustered standard error."""
 
 import functools
+import hashlib
 import math
 import pathlib
 import time
@@ -66,13 +67,16 @@ class Kept:
 
     Args:
       path: .npz file.
-      identity: str, of everything that decides the numbers; a file of another identity is not used.
-      seconds: at least this long between two writes.
+      rows: packing.Rows that are evaluated.
+      identity: everything else that decides the numbers; a file of another identity is not used.
+      seconds: at least this long between two writes; 0 = write every batch.
     """
 
-    def __init__(self, path, identity, seconds=5.0):
-        self.path, self.identity, self.seconds = pathlib.Path(path), identity, seconds
-        self._written = time.monotonic()
+    def __init__(self, path, rows, *identity, seconds=5.0):
+        digest = hashlib.sha256(np.ascontiguousarray(rows.tokens, np.int32)).hexdigest()
+        self.path, self.seconds = pathlib.Path(path), seconds
+        self.identity = " ".join(map(str, (digest, *identity)))
+        self._next = time.monotonic() + seconds
 
     def read(self, batch_size):
         """Returns the finished batches, an empty list where there are none of this identity."""
@@ -88,14 +92,16 @@ class Kept:
 
     def write(self, parts, batch_size, is_last):
         """Keeps the finished batches, at most every few seconds."""
-        if not is_last and time.monotonic() - self._written < self.seconds:
+        started = time.monotonic()
+        if not is_last and started < self._next:
             return
-        self._written = time.monotonic()
         width = len(parts[0]) if isinstance(parts[0], tuple) else 0
         flat = [piece for part in parts for piece in (part if width else [part])]
         arrays = {f"part{i}": piece for i, piece in enumerate(flat)}
         with files.atomic_path(self.path) as temporary, open(temporary, "wb") as file:
             np.savez(file, identity=f"{self.identity} {batch_size}", width=width, count=len(parts), **arrays)
+        now = time.monotonic()
+        self._next = now + (self.seconds and max(self.seconds, 20 * (now - started)))  # writing stays a small part
 
 
 def bound(denoiser, params, schedule, num_orders):
@@ -107,22 +113,27 @@ def bound(denoiser, params, schedule, num_orders):
     return functools.partial(jax.jit(losses), params)
 
 
-def t_step(denoiser, params, schedule, sizes, order="random"):
+def t_step(denoiser, params, schedule, sizes, order="random", widest=None):
     """Returns a loss for `row_losses`: -log p of the T-step sampler, given its order.
 
     Args:
       sizes: int[T], sum L.
-      order: str, a family of information.orders, or int32[L].
+      order: str, a family of information.orders; None where int32[B, L] orders come as the input of `row_losses`.
+      widest: int, at least the largest size: sizes of one T with the same `widest` share a program.
     """
     boundaries = jnp.asarray(np.concatenate([[0], np.cumsum(sizes)]), jnp.int32)
-    max_size = int(np.max(sizes))
+    program = _t_step_program(denoiser, widest or int(np.max(sizes)), order, schedule.time_at)
+    return functools.partial(program, params, boundaries)
 
-    def losses(params, tokens, key, segment_ids):
-        chosen = orders.draw(order, key, *tokens.shape)
-        by_step = reveal.t_step_losses(denoiser, params, tokens, chosen, boundaries, max_size, schedule.time_at)
-        return by_step.sum(axis=0)
 
-    return functools.partial(jax.jit(losses), params)
+@functools.lru_cache(maxsize=16)
+def _t_step_program(denoiser, widest, order, time_at):
+    @jax.jit
+    def losses(params, boundaries, tokens, key, segment_ids, given=None):
+        chosen = orders.draw(order, key, *tokens.shape) if given is None else given
+        return reveal.t_step_losses(denoiser, params, tokens, chosen, boundaries, widest, time_at).sum(axis=0)
+
+    return losses
 
 
 def one_by_one(denoiser, params, schedule, order, num_counts):

@@ -49,6 +49,11 @@ class StepCosts:
         place = np.searchsorted(edges, boundaries)
         return sum(self.by_row[:, start, start:stop].sum(axis=1) for start, stop in itertools.pairwise(place))
 
+    @property
+    def mean_losses(self):
+        """float64[N, K], mean cost of a hidden token of each row, nats, from every measured count."""
+        return self.by_row.sum(axis=2) / (self.length - self.counts)
+
     def select(self, rows):
         """Returns the StepCosts of some rows (an index array or a mask)."""
         return StepCosts(

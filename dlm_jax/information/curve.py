@@ -21,7 +21,11 @@ from dlm_jax import files
 from dlm_jax.information import statistics
 
 _FORMAT = 1
-QUANTITIES = ("total_correlation", "dual_total_correlation", "mutual_information")
+QUANTITIES = {
+    "total_correlation": "total correlation",
+    "dual_total_correlation": "dual total correlation",
+    "mutual_information": "sum of mutual informations",
+}
 
 
 def quantity_weights(name, length):
@@ -238,11 +242,7 @@ class InformationCurve:
           ValueError: if it is damaged or not a curve; the message names the file and the field.
         """
         path = pathlib.Path(path)
-        values = files.read_json(path)
-        if not isinstance(values, dict) or "entropy_nats" not in values:
-            raise ValueError(f"{path}: is not an information curve (no entropy_nats); dlm measure writes one")
-        if values.get("format") != _FORMAT:
-            raise ValueError(f"{path}: format={values.get('format')!r} must be {_FORMAT}")
+        values = files.read_record(path, "entropy_nats", _FORMAT, ("an information curve", "dlm measure"))
         length = _whole(path, values, "length", at_least=1)
         counts = _numbers(path, values, "counts", (None,))
         if np.any(counts != np.round(counts)):

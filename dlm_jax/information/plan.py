@@ -172,11 +172,7 @@ class Plan:
           ValueError: if it is damaged or not a plan; the message names the file and the field.
         """
         path = pathlib.Path(path)
-        values = files.read_json(path)
-        if not isinstance(values, dict) or "sizes" not in values:
-            raise ValueError(f"{path}: is not a plan (no sizes); dlm plan writes one")
-        if values.get("format") != _FORMAT:
-            raise ValueError(f"{path}: format={values.get('format')!r} must be {_FORMAT}")
+        values = files.read_record(path, "sizes", _FORMAT, ("a plan", "dlm plan"))
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         for name, kinds, what in _PLAN_FIELDS:
             if name not in known and name in ("length", "num_steps", "order", "schedule", "nll_nats"):

@@ -13,14 +13,10 @@ import numpy as np
 
 from dlm_jax import files
 from dlm_jax.information import error, plan, schedules
+from dlm_jax.information.curve import QUANTITIES
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9822b", "#777777"
 _COLOURS = (_BLUE, _ORANGE, "#2a8f5d", "#8a4fa3", "#b5443c", "#4f9fb5", "#8c8c2f")
-_NAMES = {
-    "total_correlation": "Total correlation",
-    "dual_total_correlation": "Dual total correlation",
-    "mutual_information": "Sum of mutual informations",
-}
 
 
 def figure_loss(path, curves):
@@ -257,7 +253,8 @@ def dependence_table(curve):
         per_character = "" if found["per_character"] is None else f"{found['per_character']:.4f}"
         calibrated = "" if found["calibrated"] is None else f"{found['calibrated']:.2f}"
         rows.append((
-            _NAMES[name], f"{found['nats']:.2f} +- {found['stderr']:.2f}", f"{found['per_token']:.4f}", per_character,
+            QUANTITIES[name].capitalize(), f"{found['nats']:.2f} +- {found['stderr']:.2f}",
+            f"{found['per_token']:.4f}", per_character,
             calibrated,
         ))  # fmt: skip
     return ("nats", "per sequence", "per token", "per character", "if the model is calibrated"), rows

@@ -8,12 +8,14 @@ ceil(log2(L + 1)) steps, and blocks of equal tokens at just the spacing of the s
 """
 
 import dataclasses
+import json
 import math
 import pathlib
 
 import jax
 import numpy as np
 
+from dlm_jax import config as configs
 from dlm_jax import files, rng
 from dlm_jax.data import packing
 from dlm_jax.diffusion import schedules as noise
@@ -23,7 +25,7 @@ from dlm_jax.information import distributions as beds
 from dlm_jax.information import plan as plans
 from dlm_jax.information.orders import bisection_sizes, order_from_distances
 from dlm_jax.sampling.plain import PlainDenoiser
-from dlm_jax.training import loop
+from dlm_jax.training import checkpoint, loop
 
 NUM_STEPS = (4, 8, 16, 32, 64)
 MOST_STEPS = {"random": 64, "spaced": 32, "golden": 32, "left_to_right": 32}  # random needs more to come as far
@@ -50,11 +52,8 @@ def run(bases, workdir, *, seeds=(0, 1), num_rows=192, say=print):
         for seed in seeds:
             for kind in (*TRAINED_FOR, "autoregressive"):
                 folder = workdir / label / f"{kind}-{seed}"
-                result = folder / "result.json"
-                if not result.exists():
-                    files.write_json(result, _train_and_measure(_config(base, kind, seed, workdir / label), folder,
-                                                                kind, num_rows, say))  # fmt: skip
-                models[f"{kind}-{seed}"] = files.read_json(result)
+                config = _config(base, kind, seed, workdir / label)
+                models[f"{kind}-{seed}"] = _result(config, folder, kind, num_rows)
                 say(f"{label} {kind} seed {seed}: {_headline(models[f'{kind}-{seed}'])}")
         found[label] = {"models": models, "table": _table(models, seeds)}
         for line in found[label]["table"]:
@@ -94,8 +93,7 @@ def run_known(workdir, *, length=64, num_rows=1000, seed=0, say=print):
                 key=rng.stream(jax.random.key(seed), "known"), quiet=True,
             )  # fmt: skip
             if label == "random":
-                losses = costs[label].by_row.sum(axis=2) / (length - np.arange(length))
-                curve = InformationCurve.measured(length, np.arange(length), losses, rows.document)
+                curve = InformationCurve.measured(length, np.arange(length), costs[label].mean_losses, rows.document)
         survey = plans.Survey(curve, costs)
         candidates = survey.candidates(steps)
         log_p = bed.log_prob(tokens)
@@ -134,9 +132,24 @@ def _config(base, kind, seed, folder):
     return dataclasses.replace(base, seed=seed, data=data, model=model, diffusion=diffusion)
 
 
-def _train_and_measure(config, folder, kind, num_rows, say):
+def _result(config, folder, kind, num_rows):
+    """What was found for this configuration and number of rows: from the folder, or trained and measured now."""
+    path, asked = folder / "result.json", {"config": configs.to_dict(config), "rows": num_rows}
+    asked = json.loads(json.dumps(asked))  # as it will be read
+    if path.exists():
+        found = files.read_json(path)
+        if found["asked"] != asked:
+            raise ValueError(f"{path}: holds the result of another configuration; give another --workdir")
+        return found
+    found = {**_train_and_measure(config, folder, kind, num_rows), "asked": asked}
+    files.write_json(path, found)
+    return found
+
+
+def _train_and_measure(config, folder, kind, num_rows):
     run = loop.prepare(config, folder, say=lambda line: None, quiet=True)
     params = loop.train(run, label=f"training {folder.parent.name} {folder.name}").ema
+    weights = checkpoint.params_sha256(params)
     rows = evaluators.spread_rows(run.corpus.validation, num_rows)
     key = rng.stream(jax.random.key(config.seed), "study")
     about = {
@@ -152,7 +165,7 @@ def _train_and_measure(config, folder, kind, num_rows, say):
     for order in ORDERS:
         steps = [t for t in NUM_STEPS if t <= min(length, MOST_STEPS[order])]
         counts = np.unique(np.concatenate([[t * length // s for t in range(s)] for s in steps]))
-        kept = likelihood.Kept(folder / f"measured-{order}.npz", f"{run.corpus.fingerprint} {config.seed} {num_rows}")
+        kept = likelihood.Kept(folder / f"measured-{order}.npz", rows, weights, counts.tolist(), config.seed)
         costs, _ = dependence.measure(
             run.denoiser, params, evaluators.schedule_of(config), rows, order=order, counts=counts,
             batch_size=config.eval.batch_size, key=rng.stream(key, order), mesh=run.mesh, keep_in=kept,

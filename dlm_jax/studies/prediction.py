@@ -5,16 +5,14 @@ its likelihood is then measured step by step on the others. Every combination sp
 comparisons are independent, and the two sides never share a document.
 """
 
-import functools
 import math
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dlm_jax import files, rng
-from dlm_jax.evaluation import evaluators, likelihood, reveal
+from dlm_jax.evaluation import evaluators, likelihood
 from dlm_jax.information import InformationCurve, orders, plan, schedules, statistics
 from dlm_jax.progress import Progress
 
@@ -84,8 +82,7 @@ def run(generator, workdir, *, num_rows=200, seed=0, say=print):
         f"{found['same_rows_largest_z']:.2f}"
     )
     random = predicted["random"]
-    losses = random.by_row.sum(axis=2) / (length - random.counts)
-    curve = InformationCurve.measured(length, random.counts, losses, random.document)
+    curve = InformationCurve.measured(length, random.counts, random.mean_losses, random.document)
     found["planned_minus_fixed"] = plan.Survey(curve, {"random": random}).planned_minus_fixed(steps)
     for one in found["planned_minus_fixed"]:
         say(
@@ -99,35 +96,21 @@ def run(generator, workdir, *, num_rows=200, seed=0, say=print):
 def _measure(generator, rows, steps, seed, workdir):
     """{(order, schedule, T): float64[N]}, nats of each row under the T-step sampler, step by step."""
     length, found = generator.length, {}
-    time_at = evaluators.schedule_of(generator.config).time_at
-
-    @functools.partial(jax.jit, static_argnames="num_slots")
-    def losses(params, tokens, order, boundaries, num_slots):
-        return reveal.t_step_losses(generator.denoiser, params, tokens, order, boundaries, num_slots, time_at).sum(
-            axis=0
-        )
-
+    schedule = evaluators.schedule_of(generator.config)
     total = len(ORDERS) * len(schedules.FIXED) * len(steps)
     with Progress("measuring step by step", total) as progress:
         for num_steps in steps:
             made = {name: make(length, num_steps) for name, make in schedules.FIXED.items()}
-            num_slots = int(max(sizes.max() for sizes in made.values()))  # one program for all four
+            widest = int(max(sizes.max() for sizes in made.values()))  # one program for all four
             for order in ORDERS:
                 key = rng.stream(rng.stream(jax.random.key(seed), f"measured {order}"), "order", num_steps)
                 drawn = np.asarray(orders.draw(order, key, len(rows), length))
                 for name, sizes in made.items():
-                    boundaries = jnp.asarray(np.concatenate([[0], np.cumsum(sizes)]), jnp.int32)
-
-                    def ask(tokens, key, segment_ids, order, boundaries=boundaries, num_slots=num_slots):
-                        return losses(generator.params, tokens, order, boundaries, num_slots)
-
-                    kept = likelihood.Kept(
-                        workdir / f"measured-{order}-{name}-{num_steps}.npz",
-                        f"{generator.sha256} {seed} {len(rows)}",
-                    )
+                    losses = likelihood.t_step(generator.denoiser, generator.params, schedule, sizes, None, widest)
+                    path = workdir / f"measured-{order}-{name}-{num_steps}.npz"
                     found[order, name, num_steps] = likelihood.row_losses(
-                        ask, rows, batch_size=generator.config.eval.batch_size, key=key, quiet=True, inputs=(drawn,),
-                        keep_in=kept,
+                        losses, rows, batch_size=generator.config.eval.batch_size, key=key, quiet=True, inputs=(drawn,),
+                        keep_in=likelihood.Kept(path, rows, generator.sha256, seed),
                     )  # fmt: skip
                     progress.update(progress.done + 1)
     return found

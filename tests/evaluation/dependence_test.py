@@ -3,6 +3,7 @@
 Statistical checks have fixed keys; the probability that a right program fails by chance stands beside each.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -330,8 +331,8 @@ def run(losses, kept=None, batch_size=BATCH_KEPT):
     )  # fmt: skip
 
 
-def keep(path, identity="model a", seconds=0.0):
-    return likelihood.Kept(path, identity, seconds)
+def keep(path, identity="model a", seconds=0.0, rows=ROWS_KEPT):
+    return likelihood.Kept(path, rows, identity, seconds=seconds)
 
 
 def interrupted(path, after=3, is_tuple=False, seconds=0.0):
@@ -370,6 +371,7 @@ def test_a_file_of_another_identity_or_batch_size_is_not_used(tmp_path):
     for kept, batch_size, expected in (
         (keep(path, "model b", seconds=1e9), BATCH_KEPT, 5),
         (keep(path, "model a ", seconds=1e9), BATCH_KEPT, 5),
+        (keep(path, seconds=1e9, rows=dataclasses.replace(ROWS_KEPT, tokens=ROWS_KEPT.tokens + 1)), BATCH_KEPT, 5),
         (keep(path, seconds=1e9), 4, 6),
     ):
         before, calls = path.read_bytes(), []

@@ -77,7 +77,7 @@ def measured_curve(config, run, params):
         run.denoiser, params, evaluators.schedule_of(config), rows, order="random", counts=counts, batch_size=200,
         key=rng.stream(jax.random.key(2), "curve"), quiet=True,
     )  # fmt: skip
-    losses = costs.by_row.sum(axis=2) / (config.data.length - counts)
+    losses = costs.mean_losses
     return InformationCurve.measured(config.data.length, counts, losses, rows.document, predictive_entropies=entropies)
 
 
