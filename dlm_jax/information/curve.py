@@ -356,3 +356,25 @@ def monotone(length, counts, raw, covariance=None):
         return falling
     where, everywhere = _log_odds(counts, length), _log_odds(np.arange(length), length)
     return np.minimum.accumulate(np.maximum(interpolate.PchipInterpolator(where, falling)(everywhere), 0.0))
+
+
+def smoothed(length, counts, means, spread, num_knots=5):
+    """Returns float64[K], non-increasing: the least-squares natural cubic spline of few knots in the log-odds.
+
+    For planning: what is left of noisy means when only their broad shape is believed.
+
+    Args:
+      length: int, L.
+      counts: int64[K].
+      means, spread: float64[K], what was measured and its standard deviation, by which errors are weighted.
+      num_knots: int.
+    """
+    if len(counts) <= num_knots:
+        return optimize.isotonic_regression(means, increasing=False).x
+    reach = _log_odds(length - 1, length)
+    share = 1 / (1 + np.exp(-np.linspace(-reach, reach, num_knots)))
+    knots = np.unique(np.clip(np.round(length * share - 0.5), 0, length - 1).astype(np.int64))
+    basis = interpolation(length, knots)[np.asarray(counts)]
+    weights = 1.0 / np.maximum(spread, 1e-3 * max(np.max(spread), 1e-12))
+    fitted = basis @ np.linalg.lstsq(basis * weights[:, None], means * weights, rcond=None)[0]
+    return optimize.isotonic_regression(fitted, increasing=False).x

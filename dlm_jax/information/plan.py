@@ -305,7 +305,7 @@ class Survey:
         one_by_one = self.interpolated_nll(np.ones(self.length, np.int64))[judge_on]
         found = []
         for order, costs in self.costs.items():
-            planned = costs.select(plan_on).optimal_sizes(max(num_steps), self.num_single_last)
+            planned = costs.select(plan_on).planned_sizes(max(num_steps), self.num_single_last)
             edges = set(costs.counts.tolist())
             for steps in sorted(set(num_steps)):
                 named = {"planned": planned[steps]} if steps in planned else {}
@@ -341,7 +341,7 @@ class Survey:
         """
         random = self.costs["random"]
         plan_on, judge_on = halves(random.document)
-        planned = random.select(plan_on).optimal_sizes(max(num_steps))
+        planned = random.select(plan_on).planned_sizes(max(num_steps))
         found = []
         for steps in sorted(set(num_steps) & set(planned)):
             mine = self.interpolated_nll(planned[steps])[judge_on]

@@ -171,7 +171,7 @@ def _train_and_measure(config, folder, kind, num_rows):
             batch_size=config.eval.batch_size, key=rng.stream(key, order), mesh=run.mesh, keep_in=kept,
             interval=config.log.progress_seconds,
         )  # fmt: skip
-        planned = costs.select(split).optimal_sizes(max(steps))
+        planned = costs.select(split).planned_sizes(max(steps))
         uniform = {t: schedules.uniform_sizes(length, t) for t in steps}
         by_order[order] = {
             "uniform": {str(t): _bits(costs.summary(uniform[t])) for t in steps},

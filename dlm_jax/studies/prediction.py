@@ -61,12 +61,13 @@ def run(generator, workdir, *, num_rows=200, seed=0, say=print):
             predicted[order].nll(schedules.FIXED[name](length, t)) - nats, np.ones(len(nats)), rows.document
         )
         for (order, name, t), nats in measured.items()
+        if order != "left_to_right"  # one order for all: nothing but rounding differs
     ]
     found = {
         "combinations": combinations,
         "root_mean_square_z": float(np.sqrt(np.mean(z**2))),
         "largest_z": float(np.abs(z).max()),
-        "same_rows_largest_z": max(abs(value) / error for value, error in same if error > 0),
+        "same_rows_largest_z": max(abs(value) / error for value, error in same),
         "num_rows": len(rows),
         "num_documents": len(documents),
     }
