@@ -140,3 +140,51 @@ def test_a_single_count_or_token_leaves_a_single_schedule():
     assert one.summary([1])["nll_nats"] == 0.5
     with pytest.raises(ValueError, match="a step starts at 2 revealed tokens"):
         step_costs.nll([2, 3])
+
+
+# ------------------------------------------------------------------------------- planning on rows, sampling others
+
+
+def noisy(truth, spread, rows=120, seed=0):
+    """Costs of a random order whose curve is `truth`, float64[L], measured at every count on rows of own noise."""
+    noise = np.random.default_rng(seed).normal(0.0, spread, (rows, len(truth)))
+    table = costs.exchangeable(np.arange(len(truth)), len(truth), truth + noise)
+    return costs.StepCosts("random", len(truth), np.arange(len(truth)), table, np.arange(rows), np.full(rows, 9))
+
+
+def true_excess(truth, sizes):
+    """How much more than the best sizes of as many steps, nats, by the true curve."""
+    left = np.cumsum(sizes) - sizes
+    best = schedules.optimal_sizes(InformationCurve.exact(truth), len(sizes))
+    return float(np.dot(sizes, truth[left]) - np.dot(best, truth[np.cumsum(best) - best]))
+
+
+def test_what_only_chance_favours_is_not_planned():
+    """A straight curve, for which uniform sizes are the best: the optimum of 120 noisy rows is not."""
+    truth = np.linspace(3.0, 2.5, 32)
+    lost = {"planned": 0.0, "optimum": 0.0}
+    for seed in range(5):
+        table = noisy(truth, spread=1.0, seed=seed)
+        for name, found in (("planned", table.planned_sizes(16)), ("optimum", table.optimal_sizes(16))):
+            lost[name] += sum(true_excess(truth, found[t]) for t in (2, 4, 8, 16))
+    assert lost["planned"] < 0.2 * lost["optimum"]  # and the optimum of the table, the variation, does lose
+    assert lost["optimum"] > 5.0
+
+
+@pytest.mark.parametrize("drop", [3, 20])
+def test_a_sharp_curve_is_planned_for(drop):
+    """All that is uncertain is decided after `drop` tokens: no smooth curve shows it, and uniform sizes waste it."""
+    truth = np.where(np.arange(32) < drop, 3.0, 0.5)
+    found = noisy(truth, spread=0.3).planned_sizes(4)
+    assert true_excess(truth, found[2]) < 1e-9
+    assert true_excess(truth, schedules.uniform_sizes(32, 2)) > 5.0  # variation
+
+
+def test_planning_needs_no_second_document_and_keeps_single_steps_at_the_end():
+    table = noisy(np.linspace(3.0, 2.0, 12), spread=0.1)
+    alone = costs.StepCosts("random", 12, table.counts, table.by_row, np.zeros(120, int), table.num_bytes)
+    assert alone.planned_sizes(3)[3].tolist() == alone.optimal_sizes(3)[3].tolist()
+    for sizes in table.planned_sizes(6, num_single_last=3).values():
+        assert sizes[-3:].tolist() == [1, 1, 1] and sizes.sum() == 12
+    other = costs.StepCosts("spaced", 12, table.counts, table.by_row, table.document, table.num_bytes)
+    assert sorted(other.planned_sizes(6)) == [1, 2, 3, 4, 5, 6]

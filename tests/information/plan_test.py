@@ -549,24 +549,24 @@ def test_interpolated_costs_are_those_of_the_curve_in_the_mean(steps):
             survey.costs["random"].nll(schedules.uniform_sizes(LENGTH, steps))
 
 
-def test_planned_sizes_are_the_best_on_the_half_they_were_planned_on():
-    """Of all sizes with measured boundaries; on the other half they may be beaten."""
+def test_planned_sizes_are_planned_on_one_half_and_the_optimum_of_the_other_may_be_another():
     survey = survey_of(DOCUMENTS)
     plan_on, judge_on = plans.halves(DOCUMENTS)
     found = {(c.order_name, c.schedule, c.num_steps): c for c in survey.candidates(STEPS)}
-    beaten = 0
-    for (name, steps), key in (((n, t), (n, "planned", t)) for n in survey.costs for t in STEPS):
-        if steps > len(COUNTS):
-            assert key not in found
-            continue
-        table = survey.costs[name]
-        every = [np.diff([0, *cut, LENGTH]) for cut in itertools.combinations(COUNTS[1:].tolist(), steps - 1)]
-        planning = [table.nll(sizes)[plan_on].mean() for sizes in every]
-        np.testing.assert_allclose(found[key].planning_nats, min(planning), rtol=1e-10)
-        assert found[key].sizes == tuple(every[int(np.argmin(planning))].tolist())
-        judging = [table.nll(sizes)[judge_on].mean() for sizes in every]
-        beaten += min(judging) < found[key].nll_nats - 1e-9
-    assert beaten > 0  # variation: the judging half would have chosen others
+    other = 0
+    for name, table in survey.costs.items():
+        planned = table.select(plan_on).planned_sizes(max(STEPS))
+        judged = table.select(judge_on).planned_sizes(max(STEPS))
+        for steps in STEPS:
+            if steps > len(COUNTS):
+                assert (name, "planned", steps) not in found
+                continue
+            assert found[name, "planned", steps].sizes == tuple(planned[steps].tolist())
+            np.testing.assert_allclose(
+                found[name, "planned", steps].planning_nats, table.nll(planned[steps])[plan_on].mean(), rtol=1e-10
+            )
+            other += planned[steps].tolist() != judged[steps].tolist()
+    assert other > 0  # variation: the judging half would have chosen others
 
 
 def test_judged_numbers_are_clustered_means_of_the_judging_half():
@@ -652,7 +652,7 @@ def test_a_survey_of_one_document_is_refused():
 def test_planned_minus_fixed_is_paired_on_the_judging_half():
     survey = survey_of(DOCUMENTS)
     plan_on, judge_on = plans.halves(DOCUMENTS)
-    planned = survey.costs["random"].select(plan_on).optimal_sizes(16)
+    planned = survey.costs["random"].select(plan_on).planned_sizes(16)
     found = survey.planned_minus_fixed([4, 2, 2, 12])
     assert [(row["num_steps"], row["schedule"]) for row in found] == [
         (t, name) for t in (2, 4) for name in schedules.FIXED
