@@ -23,8 +23,7 @@ from dlm_jax.models.denoiser import Denoiser
 from dlm_jax.parallel import mesh as meshes
 from dlm_jax.parallel import sharding
 from dlm_jax.sampling import canvas as canvases
-from dlm_jax.sampling import loop
-from dlm_jax.sampling import selection as selections
+from dlm_jax.sampling import loop, presets, windows
 from dlm_jax.training import checkpoint
 from dlm_jax.training.loop import cache_dir
 
@@ -87,47 +86,61 @@ class Generator:
         self._time_at = evaluators.schedule_of(config).time_at
 
     def sample(
-        self,
-        *,
-        num_samples=None,
-        num_steps=None,
-        prompt="",
-        sizes=None,
-        order=None,
-        selection="random",
-        temperature=1.0,
-        seed=0,
-    ):
-        """Samples texts of `length` tokens.
+        self, *, num_samples=None, num_steps=None, prompt="", sizes=None, order=None, preset=None, length=None,
+        critical=(), negative_prompt=None, seed=0, **choices,
+    ):  # fmt: skip
+        """Samples texts.
 
         Args:
-          num_samples: int; None for the configuration's.
+          num_samples: int; None for the configuration's, or one for each prompt.
           num_steps: int, for uniform sizes; None with no sizes: one token a step.
-          prompt: str, the beginning of every sample.
+          prompt: str, the beginning of every sample; or list of str, one a sample.
           sizes: int[T], tokens revealed by each step, sum = length. Prompt tokens count as revealed: steps at or
-            below them are skipped, and `nfe` shows what was run.
+            below them are skipped, and `nfe` shows what was run. With blocks: of each block, sum = block_length.
           order: which position each turn reveals: a name ("random", "spaced", ...; see information.orders), int32[L]
             or int32[B, L]; None for the order that the model was trained for.
-          selection: "random" or "confidence".
-          temperature: float, 0 = the most probable token.
+          preset: str, a published sampler (see sampling.presets), or None.
+          length: int, tokens a sample; None for the model's. Longer ones are written window after window, each
+            beginning with the last half of the one before.
+          critical: positions that are revealed last, one a step.
+          negative_prompt: str, what `guidance` pushes away from; None: no prompt.
           seed: int.
+          choices: further fields of config.SampleConfig: selection, transition, temperature, top_k, top_p, remasking,
+            block_length, cache, guidance, stop_at_eos, ...
         Returns:
           sampling.Samples: tokens int32[B, L], nfe int32[B], reveal_step int32[B, L], texts.
         Raises:
           ValueError: naming the argument, its value and what is allowed.
         """
         self._needs_diffusion("sample")
-        num_samples = self.config.sample.num_samples if num_samples is None else num_samples
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("prompt=[]: must be a text, or a list of at least one")
+        if num_samples is None:
+            num_samples = self.config.sample.num_samples if isinstance(prompt, str) else len(prompts)
         _check_num_samples(num_samples)
-        tokens = self._encode(prompt, "prompt")
-        canvas = canvases.with_prompt(tokens, num_samples, self.length, self.denoiser.mask_id)
-        return self._run(
-            canvas, seed, sizes=sizes, num_steps=num_steps, order=order, selection=selection, temperature=temperature
-        )
+        if not isinstance(prompt, str) and len(prompts) != num_samples:
+            raise ValueError(f"prompt: {len(prompts)} prompts must be as many as num_samples={num_samples}")
+        encoded = [self._encode(text, "prompt") for text in prompts] * (num_samples // len(prompts))
+        if length is not None and length < 1:
+            raise ValueError(f"length={length}: must be at least 1")
+        length = length or self.length
+        request = {
+            "num_steps": num_steps, "sizes": sizes, "order": order, "preset": preset, "critical": critical,
+            "negative_prompt": negative_prompt, **choices,
+        }  # fmt: skip
+        if length <= self.length:
+            canvas = canvases.with_prompts(encoded, length, self.denoiser.mask_id)
+            return self._run(canvas, self._root(seed), **request)
+        return windows.extend(
+            lambda canvas, index: self._run(canvas, rng.stream(self._root(seed), "window", index), **request),
+            encoded, length, self.length, self.denoiser.mask_id, self.text,
+            self.tokenizer.special.eos if choices.get("stop_at_eos") else None,
+        )  # fmt: skip
 
     def infill(
-        self, template, *, num_samples=1, num_steps=None, sizes=None, order=None, selection="random", temperature=1.0,
-        seed=0,
+        self, template, *, num_samples=1, num_steps=None, sizes=None, order=None, preset=None, critical=(), seed=0,
+        **choices,
     ):  # fmt: skip
         """Fills the [MASK] and [MASK*n] of a template; everything else is kept.
 
@@ -146,8 +159,9 @@ class Generator:
             template, lambda text: self._encode(text, "template"), num_samples, self.length, self.denoiser.mask_id
         )
         return self._run(
-            canvas, seed, sizes=sizes, num_steps=num_steps, order=order, selection=selection, temperature=temperature
-        )
+            canvas, self._root(seed), num_steps=num_steps, sizes=sizes, order=order, preset=preset, critical=critical,
+            **choices,
+        )  # fmt: skip
 
     def denoise(self, tokens):
         """Returns float32[B, L, V], log p(x_i | visible), for int32[B, L] tokens with mask_id where hidden.
@@ -461,17 +475,53 @@ class Generator:
         if evaluators.is_autoregressive(self.config):
             raise ValueError(f"{what}: this workdir holds an autoregressive baseline, which cannot denoise in parallel")
 
-    def _run(self, canvas, seed, **options):
+    def _root(self, seed):
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed={seed}: must be between 0 and {2**32 - 1}")
-        selections.check(options["selection"])
-        if options.get("order") is None and not selections.is_scored(options["selection"]):
-            options["order"] = evaluators.order_of(self.config)
+        return rng.stream(jax.random.key(seed), "sample")
+
+    def _run(self, canvas, key, *, num_steps, sizes, order, preset, critical=(), negative_prompt=None, **choices):
+        length = canvas.shape[1]
+        if num_steps is not None and num_steps < 1:
+            raise ValueError(f"num_steps={num_steps}: must be between 1 and the length {length}")
+        if preset is not None:
+            choices = presets.preset(preset) | choices
+        if preset == "planned":
+            if sizes is not None or order is not None or num_steps is not None:
+                raise ValueError("preset='planned': has its own sizes and order; leave them out")
+            plan = self.plan()
+            sizes, order = plan.sizes, plan.order
+        made = loop.make_choices(num_steps=num_steps or 0, **choices)
+        if preset is not None and made.needs_num_steps and num_steps is None:
+            made = dataclasses.replace(made, num_steps=length)
+        if order is None and not made.is_scored and not made.is_ancestral:
+            order = evaluators.order_of(self.config)
+        negative = None if negative_prompt is None else self._encode(negative_prompt, "negative_prompt")
+        mesh, params = self._spread if len(canvas) >= jax.device_count() else (None, self.params)
         out = loop.run(
-            self.denoiser, self.params, rng.stream(jax.random.key(seed), "sample"), canvas, time_at=self._time_at,
-            **options,
+            self.denoiser, params, key, canvas, made, sizes=sizes, order=order, critical=critical,
+            time_at=self._time_at, eos_id=self.tokenizer.special.eos, negative=negative, mesh=mesh,
         )  # fmt: skip
         return out._replace(texts=[self.text(row) for row in out.tokens])
+
+    def plan(self, path=None, *, argument="plan"):
+        """Returns the information.Plan of the workdir, or of a file, checked against this model.
+
+        Args:
+          path: a plan.json, or None for the workdir's.
+          argument: str, how messages name it.
+        Raises:
+          FileNotFoundError: if there is none.
+          ValueError: if it is damaged or was made for another model.
+        """
+        if path is None and self.workdir is None:
+            raise ValueError(f"{argument}: must be given, as this model was not loaded from a workdir")
+        path = pathlib.Path(path or self.workdir / "plan.json")
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file; dlm plan writes one")
+        found = plans.Plan.load(path)
+        found.check_fits(self.length, tokenizers.sha256(self.tokenizer), name=f"{argument}={path}")
+        return found
 
     def text(self, tokens):
         """Returns the text of int32[L]; end-of-text inside a row becomes an empty line."""

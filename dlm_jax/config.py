@@ -86,7 +86,8 @@ class ModelConfig:
     num_heads: int = 8
     num_kv_heads: int = 0  # 0 = num_heads
     mlp_dim: int = 0  # 0 = 8/3 embed_dim, rounded up to a multiple of 32
-    attention: str = "bidirectional"  # causal = the autoregressive baseline
+    attention: str = "bidirectional"  # bidirectional | block_causal | causal (the autoregressive baseline)
+    block_length: int = 0  # of block_causal attention: a token sees its own block and the ones before
     qk_norm: bool = False
     tie_embeddings: bool = False
     time_conditioning: bool = False  # adaLN
@@ -97,7 +98,13 @@ class ModelConfig:
     remat: str = "none"  # none | dots (keep matrix products) | full
 
     def __post_init__(self):
-        _choice("model.attention", self.attention, ("bidirectional", "causal"))
+        _choice("model.attention", self.attention, ("bidirectional", "block_causal", "causal"))
+        _at_least("model.block_length", self.block_length, 0)
+        if (self.attention == "block_causal") != (self.block_length > 0):
+            raise ValueError(
+                f"model.block_length={self.block_length} with model.attention={self.attention!r}: a block length and "
+                "'block_causal' go together"
+            )
         _choice("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _choice("model.remat", self.remat, ("none", "dots", "full"))
         for name in ("num_layers", "embed_dim", "num_heads", "time_dim"):
@@ -215,20 +222,233 @@ class TrainConfig:
             raise ValueError(f"train.ema_decay={self.ema_decay}: must be at least 0 and below 1")
 
 
+def split_choice(text):
+    """Returns (name, parameter) of a choice such as "threshold:0.9"; the parameter is None where none is given.
+
+    Raises:
+      ValueError: if what follows the colon is no finite number.
+    """
+    name, colon, number = text.partition(":")
+    if not colon:
+        return name, None
+    try:
+        parameter = float(number)
+    except ValueError:
+        parameter = math.nan
+    if not math.isfinite(parameter):
+        raise ValueError(f"{text!r}: what follows the colon must be a number")
+    return name, parameter
+
+
+# name -> (least, largest) of the parameter after the colon, or None where there is none.
+TRANSITIONS = {
+    "exact_count": None,
+    "quota_llada": None,
+    "quota_dream": None,
+    "ancestral_md4": None,
+    "ancestral_md4_cosine": None,
+    "ancestral_mdlm": None,
+    "first_hitting": None,
+    "threshold": (0, 1),
+    "factor": (0, math.inf),
+    "entropy_bound": (0, math.inf),
+    "entropy_sum": (0, math.inf),
+}
+REMASKINGS = {
+    "none": None,
+    "remdm_cap": (0, 1),
+    "remdm_rescale": (0, 1),
+    "remdm_confidence": (0, 1),
+    "remdm_loop": (0, 1),
+    "forward_backward": None,
+    "corrector": (1, 2**20),
+}
+SELECTIONS = ("random", "confidence", "margin", "entropy", "drawn")
+_FIXED_STEPS = ("quota_llada", "quota_dream", "ancestral_md4", "ancestral_md4_cosine", "ancestral_mdlm")
+_OWN_STEPS = ("first_hitting", "threshold", "factor", "entropy_bound", "entropy_sum")
+
+
+def _parametrised(name, value, table):
+    try:
+        choice, parameter = split_choice(value)
+    except ValueError as error:
+        raise ValueError(f"{name}={error}") from None
+    _choice(name, choice, tuple(table))
+    bounds = table[choice]
+    if bounds is None and parameter is not None:
+        raise ValueError(f"{name}={value!r}: {choice} takes no number; must be {choice!r}")
+    if bounds is not None:
+        low, high = bounds
+        example = f"{choice}:{max(low, min(high, 0.5)):g}"
+        if parameter is None:
+            raise ValueError(f"{name}={value!r}: needs a number, for example {example!r}")
+        if not low <= parameter <= high:
+            most = "" if high == math.inf else f" and at most {high:g}"
+            raise ValueError(f"{name}={value!r}: its number must be at least {low:g}{most}")
+        if choice == "corrector" and parameter != int(parameter):
+            raise ValueError(f"{name}={value!r}: its number must be whole, the tokens that a step draws anew")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Defaults of `dlm sample`."""
+    """How to sample: one value an axis, explained in sampling/. What cannot be composed is refused here."""
 
     num_samples: int = 4
-    num_steps: int = 0  # 0 = one token a step
-    selection: str = "random"  # random | confidence
-    temperature: float = 1.0
+    num_steps: int = 0  # 0 = one token a step, or what the transition itself decides
+    selection: str = "random"  # which first: random (an order known beforehand) | confidence | margin | entropy | drawn
+    order_temperature: float = 0.0  # of the scores, for selections that score
+    spacing: int = 1  # positions revealed together are so far apart where that is possible, for selections that score
+    scores: str = "marginals"  # marginals | filtered (after temperature, top-k and top-p)
+    transition: str = "exact_count"  # how many now; see TRANSITIONS
+    temperature: float = 1.0  # 0 = the most probable token
+    top_k: int = 0  # 0 = all
+    top_p: float = 1.0
+    numerics: str = "exact"  # exact | published (what old float32 samplers drew; for comparisons only)
+    remasking: str = "none"  # what may be taken back; see REMASKINGS
+    block_length: int = 0  # blocks of so many tokens from left to right; 0 = one block
+    cache: str = "none"  # none | exact (block-causal models) | prefix, dual (approximate)
+    guidance: float = 0.0  # strength of the prompt against no prompt, or against a negative one
+    stop_at_eos: bool = False  # end-of-text ends a row
 
     def __post_init__(self):
         _at_least("sample.num_samples", self.num_samples, 1)
         _at_least("sample.num_steps", self.num_steps, 0)
-        _choice("sample.selection", self.selection, ("random", "confidence"))
-        _at_least("sample.temperature", self.temperature, 0)
+        _choice("sample.selection", self.selection, SELECTIONS)
+        for name in ("temperature", "order_temperature"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"sample.{name}={getattr(self, name)}: must be at least 0 and finite")
+        _at_least("sample.spacing", self.spacing, 1)
+        _choice("sample.scores", self.scores, ("marginals", "filtered"))
+        _parametrised("sample.transition", self.transition, TRANSITIONS)
+        _at_least("sample.top_k", self.top_k, 0)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"sample.top_p={self.top_p}: must be above 0 and at most 1")
+        _choice("sample.numerics", self.numerics, ("exact", "published"))
+        _parametrised("sample.remasking", self.remasking, REMASKINGS)
+        _at_least("sample.block_length", self.block_length, 0)
+        _choice("sample.cache", self.cache, ("none", "exact", "prefix", "dual"))
+        if not abs(self.guidance) < math.inf:
+            raise ValueError(f"sample.guidance={self.guidance}: must be finite")
+        for rule in _SAMPLER_RULES:
+            reason = rule(self)
+            if reason:
+                raise ValueError(f"sample.{reason}")
+
+    @property
+    def is_ancestral(self):
+        """Whether every masked token is revealed on its own, with a probability."""
+        return self.transition.startswith("ancestral")
+
+    @property
+    def is_adaptive(self):
+        """Whether the number of steps follows from what is predicted."""
+        return split_choice(self.transition)[0] in _OWN_STEPS[1:]
+
+    @property
+    def is_scored(self):
+        """Whether the order follows from what is predicted."""
+        return self.selection != "random"
+
+    @property
+    def needs_num_steps(self):
+        """Whether there is no sampler without a number of steps."""
+        return self.transition in _FIXED_STEPS
+
+
+def _steps_follow_from_transition(s):
+    if s.num_steps and split_choice(s.transition)[0] in _OWN_STEPS:
+        return f"num_steps={s.num_steps}: transition {s.transition!r} chooses its own number of steps; must be 0"
+    return None
+
+
+def _thresholds_need_confidence(s):
+    if split_choice(s.transition)[0] in ("threshold", "factor") and s.selection not in ("confidence", "drawn"):
+        return (
+            f"transition={s.transition!r}: compares confidences, so selection must be 'confidence' or 'drawn', "
+            f"not {s.selection!r}"
+        )
+    return None
+
+
+def _entropies_are_of_marginals(s):
+    if split_choice(s.transition)[0] in ("entropy_bound", "entropy_sum") and s.selection == "drawn":
+        return f"transition={s.transition!r}: looks at entropies before a token is drawn; selection must not be 'drawn'"
+    return None
+
+
+def _ancestral_picks_positions(s):
+    if not s.is_ancestral:
+        return None
+    if s.is_scored:
+        return f"selection={s.selection!r}: transition {s.transition!r} reveals each token on its own; must be 'random'"
+    if s.block_length:
+        return f"block_length={s.block_length}: transition {s.transition!r} runs over the whole row; must be 0"
+    return None
+
+
+def _first_hitting_is_random(s):
+    if s.transition == "first_hitting" and s.is_scored:
+        return f"selection={s.selection!r}: transition 'first_hitting' hits a random token next; must be 'random'"
+    return None
+
+
+def _known_orders_have_no_scores(s):
+    if s.is_scored:
+        return None
+    if s.order_temperature:
+        return f"order_temperature={s.order_temperature}: selection 'random' has no scores; must be 0"
+    if s.spacing > 1:
+        return f"spacing={s.spacing}: a known order is taken as it is (order 'spaced' spreads tokens); must be 1"
+    return None
+
+
+def _remasking_needs_a_clock(s):
+    name = split_choice(s.remasking)[0]
+    if name in ("none", "corrector"):
+        return None
+    if s.transition != "ancestral_mdlm":
+        return f"remasking={s.remasking!r}: follows the clock of transition 'ancestral_mdlm', not {s.transition!r}"
+    if s.numerics == "published":
+        return f"numerics='published': remasking {s.remasking!r} was published with exact draws; must be 'exact'"
+    return None
+
+
+def _revised_rows_have_no_end(s):
+    if s.remasking != "none" and s.stop_at_eos:
+        return f"stop_at_eos=True: remasking {s.remasking!r} may take the end back; must be False"
+    if s.remasking != "none" and s.cache != "none":
+        return f"cache={s.cache!r}: remasking {s.remasking!r} changes tokens that are cached; must be 'none'"
+    return None
+
+
+def _caches_need_blocks(s):
+    if s.cache == "none":
+        return None
+    if not s.block_length:
+        return f"cache={s.cache!r}: is refreshed block by block; block_length must be at least 1"
+    if s.guidance:
+        return f"cache={s.cache!r}: guidance {s.guidance} looks at a second canvas, which is not cached; must be 'none'"
+    return None
+
+
+def _published_has_published_parts(s):
+    if s.numerics == "published" and split_choice(s.transition)[0] in _OWN_STEPS[1:]:
+        return f"numerics='published': transition {s.transition!r} has no old sampler to compare with; must be 'exact'"
+    return None
+
+
+_SAMPLER_RULES = (
+    _steps_follow_from_transition,
+    _thresholds_need_confidence,
+    _entropies_are_of_marginals,
+    _ancestral_picks_positions,
+    _first_hitting_is_random,
+    _known_orders_have_no_scores,
+    _remasking_needs_a_clock,
+    _revised_rows_have_no_end,
+    _caches_need_blocks,
+    _published_has_published_parts,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,9 +584,12 @@ def _pairs_are_even(run):
 
 
 def _steps_fit_length(run):
-    for name, steps in [("sample.num_steps", run.sample.num_steps), *(("eval.t_steps", t) for t in run.eval.t_steps)]:
-        if steps > run.data.length:
-            raise ValueError(f"{name}={steps}: must be at most data.length={run.data.length}")
+    fitting = [*(("eval.t_steps", t) for t in run.eval.t_steps), ("sample.block_length", run.sample.block_length)]
+    if run.sample.transition == "exact_count":
+        fitting.append(("sample.num_steps", run.sample.num_steps))
+    for name, value in fitting:
+        if value > run.data.length:
+            raise ValueError(f"{name}={value}: must be at most data.length={run.data.length}")
 
 
 def _warmup_fits_run(run):

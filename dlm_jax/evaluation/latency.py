@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlm_jax.config import SampleConfig
 from dlm_jax.information.plan import Latency
 from dlm_jax.progress import Progress
 from dlm_jax.sampling import loop
@@ -39,7 +40,7 @@ def measure(denoiser, params, length, batch_size, *, time_at=None, repeats=5, qu
                 canvas[:, length - steps * size :] = denoiser.mask_id
                 plan = [size] * steps if steps * size == length else [length - steps * size, *[size] * steps]
                 start = time.perf_counter()
-                loop.run(denoiser, params, key, canvas, sizes=plan, time_at=time_at)
+                loop.run(denoiser, params, key, canvas, SampleConfig(), sizes=plan, time_at=time_at)
                 seconds[repeat, index] = (time.perf_counter() - start) / steps
                 progress.update(repeat * len(sizes) + index + 1)
             start = time.perf_counter()

@@ -14,7 +14,9 @@ from flax import nnx
 from dlm_jax import axes, rng
 from dlm_jax.config import ModelConfig
 from dlm_jax.kernels.cross_entropy import cross_entropy, cross_entropy_and_entropy
+from dlm_jax.models import cache as key_value_cache
 from dlm_jax.models import transformer
+from dlm_jax.models.cache import KeyValueCache
 
 
 @dataclass(frozen=True)
@@ -90,21 +92,22 @@ class Denoiser:
           tokens: int32[B, L] in [0, V]; V is the mask.
           rows: int32[B, R], the positions wanted; None for all. The last layer is computed only there.
           time: float32[B], 0 = data, 1 = noise; needed if and only if the model is time-conditioned.
-          positions: int32[B, L] for RoPE; None for 0..L-1.
+          positions: int32[B or 1, L] for RoPE; None for 0..L-1. With a cache: consecutive, the same for all rows.
           segment_ids: int32[B, L]; attention stays inside a segment.
           mask: bool broadcastable to [B, 1, L, L], True where a query may look; None for the model's own.
-          cache: must be None.
+          cache: models.cache.KeyValueCache of all positions, or None. `tokens` may then be only some of the sequence;
+            their keys and values are written into the cache, and they look at everything in it.
           key: PRNG key for dropout; None for none.
         Returns:
-          (H[B, R, D], cache); H goes to `logits`.
+          (H[B, R, D], cache with the new keys and values); H goes to `logits`.
         Raises:
           ValueError: at trace time, naming the argument.
         """
         if (time is None) == self.config.time_conditioning:
             need = "must be given" if time is None else "must be None"
             raise ValueError(f"time: {need}, because model.time_conditioning={self.config.time_conditioning}")
-        if cache is not None:
-            raise ValueError(f"cache={type(cache).__name__}: this model keeps no cache; must be None")
+        if cache is not None and (segment_ids is not None or mask is not None):
+            raise ValueError("cache: cannot be used with segment_ids or a mask; both must be None")
         if tokens.ndim != 2:
             raise ValueError(f"tokens: shape {list(tokens.shape)} must be [B, L]")
         length = tokens.shape[1]
@@ -112,25 +115,35 @@ class Denoiser:
         stem = nnx.merge(stem_graph, params["stem"])
         if positions is None:
             positions = jnp.arange(length)[None]
-        mask = _combine_masks(mask, self.config.attention == "causal", segment_ids, length)
+        key_positions = positions if cache is None else jnp.arange(cache.keys.shape[3])[None]
+        sees = VISIBILITY[self.config.attention](positions, key_positions, self.config.block_length)
+        mask = _combine_masks(mask, sees, segment_ids)
         conditioning = None if time is None else stem.embed_time(time)
         use_dropout = key is not None and self.config.dropout > 0
         layer_keys = rng.per_row(key, self.config.num_layers) if use_dropout else None
 
         def run_block(x, layer, rows):
-            block_params, layer_key = layer
+            block_params, layer_key, layer_cache = layer
             block = nnx.merge(block_graph, block_params)
-            return block(x, rows=rows, positions=positions, mask=mask, conditioning=conditioning, key=layer_key)
+            return block(
+                x, rows=rows, positions=positions, mask=mask, conditioning=conditioning, key=layer_key,
+                cache=layer_cache,
+            )  # fmt: skip
 
-        run_full = REMAT[self.config.remat](lambda x, layer: (run_block(x, layer, None), None))
-        layers = (params["blocks"], layer_keys)
+        run_full = REMAT[self.config.remat](lambda x, layer: run_block(x, layer, None))
+        layers = (params["blocks"], layer_keys, None if cache is None else tuple(cache))
         x = stem.embed(tokens, self.dtype)
         if rows is None:
-            x, _ = jax.lax.scan(run_full, x, layers)
+            x, kept = jax.lax.scan(run_full, x, layers)
         else:
-            x, _ = jax.lax.scan(run_full, x, jax.tree.map(lambda leaf: leaf[:-1], layers))
-            x = run_block(x, jax.tree.map(lambda leaf: leaf[-1], layers), rows)
-        return stem.finish(x, conditioning), None
+            x, kept = jax.lax.scan(run_full, x, jax.tree.map(lambda leaf: leaf[:-1], layers))
+            x, last = run_block(x, jax.tree.map(lambda leaf: leaf[-1], layers), rows)
+            kept = jax.tree.map(lambda most, one: jnp.concatenate([most, one[None]]), kept, last)
+        return stem.finish(x, conditioning), None if cache is None else KeyValueCache(*kept)
+
+    def empty_cache(self, batch_size, length):
+        """Returns a KeyValueCache for `hidden`, of B rows and L positions."""
+        return key_value_cache.empty(self.config, batch_size, length, self.dtype)
 
     def head_kernel(self, params):
         """Returns float32[V, D], the output head."""
@@ -188,15 +201,19 @@ def _unflatten(flat):
     return tree
 
 
-def _combine_masks(mask, is_causal, segment_ids, length):
-    masks = [] if mask is None else [mask]
-    if is_causal:
-        masks.append(jnp.tril(jnp.ones((length, length), bool))[None, None])
+def _combine_masks(mask, sees, segment_ids):
+    masks = [one for one in (mask, sees) if one is not None]
     if segment_ids is not None:
         masks.append((segment_ids[:, :, None] == segment_ids[:, None, :])[:, None])
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
+# attention -> (positions of queries int32[B, R], of keys int32[B, L], block length) -> bool[B, 1, R, L]; None: all.
+VISIBILITY = {
+    "bidirectional": lambda queries, keys, block: None,
+    "block_causal": lambda queries, keys, block: (keys[:, None] // block <= queries[:, :, None] // block)[:, None],
+    "causal": lambda queries, keys, block: (keys[:, None] <= queries[:, :, None])[:, None],
+}
 REMAT = {
     "none": lambda layer: layer,
     "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),

@@ -12,6 +12,7 @@ from flax import nnx
 
 from dlm_jax import axes
 from dlm_jax.kernels.attention import attention
+from dlm_jax.models import cache as key_value_cache
 
 
 def parameter(rngs, shape, logical_axes, *, fan_in=None, scale=1.0, value=None):
@@ -78,7 +79,7 @@ class Attention(nnx.Module):
             self.query_norm = RMSNorm(k, axes.HEAD_DIM, rngs)
             self.key_norm = RMSNorm(k, axes.HEAD_DIM, rngs)
 
-    def __call__(self, x, x_rows, positions, row_positions, mask):
+    def __call__(self, x, x_rows, positions, row_positions, mask, cache):
         q = self._heads(x_rows, self.query[...])
         k = self._heads(x, self.key[...])
         v = self._heads(x, self.value[...])
@@ -86,9 +87,12 @@ class Attention(nnx.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         q = rotary(q, row_positions, self.config.rope_theta)
         k = rotary(k, positions, self.config.rope_theta)
+        if cache is not None:  # the tokens of this call are consecutive: their first position says where they belong
+            k, v = (key_value_cache.write(kept, new, positions[0, 0]) for kept, new in zip(cache, (k, v), strict=True))
+            cache = (k, v)
         mixed = jnp.swapaxes(attention(q, k, v, mask=mask), 1, 2)  # [B, R, H, K]
         out = self.out[...]
-        return project(mixed.reshape(*mixed.shape[:2], -1), out.reshape(-1, out.shape[-1]))
+        return project(mixed.reshape(*mixed.shape[:2], -1), out.reshape(-1, out.shape[-1])), cache
 
     def _heads(self, x, kernel):
         """[B, L, D] times [D, H, K] -> [B, H, L, K]."""
@@ -124,7 +128,10 @@ class Modulation(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each in a pre-norm residual branch; with `rows` only those positions leave the block."""
+    """Attention and MLP, each in a pre-norm residual branch; with `rows` only those positions leave the block.
+
+    `cache` is None, or the keys and values of this layer; it comes back with those of the tokens of this call.
+    """
 
     def __init__(self, config, rngs):
         self.config = config
@@ -135,7 +142,7 @@ class Block(nnx.Module):
         if config.time_conditioning:
             self.modulation = Modulation(config, rngs, 6)
 
-    def __call__(self, x, *, rows, positions, mask, conditioning, key):
+    def __call__(self, x, *, rows, positions, mask, conditioning, key, cache):
         shift_a = scale_a = shift_m = scale_m = 0.0
         gate_a = gate_m = 1.0
         if conditioning is not None:
@@ -151,10 +158,10 @@ class Block(nnx.Module):
             if mask is not None:
                 mask = jnp.broadcast_to(mask, (rows.shape[0], *mask.shape[1:]))
                 mask = jnp.take_along_axis(mask, rows[:, None, :, None], axis=2)
-        branch = self.attention(normed, normed_rows, positions, row_positions, mask)
+        branch, cache = self.attention(normed, normed_rows, positions, row_positions, mask, cache)
         x = x + gate_a * dropout(branch, self.config.dropout, keys[0])
         branch = self.mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m)
-        return x + gate_m * dropout(branch, self.config.dropout, keys[1])
+        return x + gate_m * dropout(branch, self.config.dropout, keys[1]), cache
 
 
 def dropout(x, rate, key):

@@ -1,6 +1,12 @@
-"""What is fixed and what is to be filled: prompts, templates, frozen positions, and the order of the rest."""
+"""What is fixed and what is to be filled: prompts, templates, frozen positions, and which of the rest are open when.
+
+A canvas is int32[B, L]: tokens that are frozen, and mask_id where one is to be filled. Positions are open in stages:
+blocks from left to right, counted from position 0, then the critical positions, one a stage. A step only reveals
+positions of one stage.
+"""
 
 import re
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,18 +61,90 @@ def from_template(template, encode, num_samples, max_length, mask_id):
     return np.tile(tokens, (num_samples, 1))
 
 
-def reveal_order(key, canvas, mask_id, order):
-    """Returns int32[B, L]: frozen positions first, then the masked ones, in the order given.
+class Layout(NamedTuple):
+    """The stages of L positions."""
+
+    stage: np.ndarray  # int32[L]
+    lengths: tuple  # of ints, positions of each stage
+    starts: tuple  # of ints, slots of the order before each stage
+    critical: tuple  # of ints, positions that are stages of their own at the end
+
+    @property
+    def length(self):
+        return len(self.stage)
+
+
+def make_layout(length, block_length=0, critical=()):
+    """Returns the Layout of blocks and critical positions.
+
+    Args:
+      length: int, L.
+      block_length: int, 0 = one block; the last block may be shorter.
+      critical: positions that are revealed last, one at a time.
+    Raises:
+      ValueError: naming the argument, its value and what is allowed.
+    """
+    if block_length > length:
+        raise ValueError(f"block_length={block_length}: must be at most the length {length}")
+    critical = tuple(int(place) for place in critical)
+    if any(not 0 <= place < length for place in critical) or len(set(critical)) < len(critical):
+        raise ValueError(f"critical={list(critical)}: must be different positions from 0 to {length - 1}")
+    if len(critical) >= length:
+        raise ValueError(f"critical: {len(critical)} positions must be fewer than the length {length}")
+    stage = np.arange(length) // (block_length or length)
+    stage[list(critical)] = length + np.arange(len(critical))
+    _, stage = np.unique(stage, return_inverse=True)
+    lengths = np.bincount(stage)
+    starts = np.cumsum(lengths) - lengths
+    return Layout(stage.astype(np.int32), tuple(lengths.tolist()), tuple(starts.tolist()), critical)
+
+
+def with_prompts(prompts, length, mask_id):
+    """Returns int32[B, L], each row beginning with a prompt of its own, of any length.
+
+    Raises:
+      ValueError: if a prompt leaves nothing to fill.
+    """
+    return np.concatenate([with_prompt(tokens, 1, length, mask_id) for tokens in prompts])
+
+
+def unconditional(canvas, mask_id, negative=None):
+    """Returns int32[B, L], what a second canvas holds at frozen positions (masks, or a negative prompt), -1 elsewhere.
+
+    Args:
+      canvas: int32[B, L].
+      mask_id: int.
+      negative: int32[n], tokens from position 0 on, or None.
+    Raises:
+      ValueError: if nothing is frozen, or the negative prompt is longer than what is frozen at the beginning.
+    """
+    is_frozen = canvas != mask_id
+    if not is_frozen.any():
+        raise ValueError("guidance: needs a prompt or another frozen position to be guided by")
+    found = np.where(is_frozen, mask_id, -1).astype(np.int32)
+    if negative is not None:
+        room = int(np.argmin(np.append(is_frozen.all(axis=0), False)))
+        if len(negative) > room:
+            raise ValueError(f"negative: {len(negative)} tokens must be at most the prompt's {room}")
+        found[:, : len(negative)] = negative
+    return found
+
+
+def reveal_order(key, canvas, mask_id, order, stage):
+    """Returns int32[B, L]: stage by stage, frozen positions first, then the masked ones, in the order given.
 
     Args:
       key: PRNG key; what row b draws depends on (key, b) only.
       canvas: int32[B, L].
       mask_id: int.
       order: str, a family of information.orders; or int32[L] or int32[B, L], permutations.
+      stage: int32[L], of a Layout.
     """
     order = orders.draw(order, key, *canvas.shape)
-    is_masked = jnp.take_along_axis(canvas, order, axis=1) == mask_id
-    return jnp.take_along_axis(order, jnp.argsort(is_masked, axis=1, stable=True), axis=1)
+    rank = 2 * stage[None] + (canvas == mask_id)
+    return jnp.take_along_axis(
+        order, jnp.argsort(jnp.take_along_axis(rank, order, axis=1), axis=1, stable=True), axis=1
+    )
 
 
 def check_order(order, num_samples, length):

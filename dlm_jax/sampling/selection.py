@@ -1,37 +1,75 @@
-"""Which positions are revealed now.
+"""Which positions are revealed first.
 
-| name       | positions                                                                |
-|------------|--------------------------------------------------------------------------|
-| random     | known before the first step: a random order, or one that is given         |
-| confidence | the most probable marginal, max_v p(x_i = v | revealed), first            |
+| name       | first comes                                                                              |
+|------------|------------------------------------------------------------------------------------------|
+| random     | what an order known beforehand says: a random one, a family of information.orders, or given |
+| confidence | the most probable marginal, max_v p(x_i = v | revealed)                                  |
+| margin     | the largest gap between the two most probable tokens                                     |
+| entropy    | the least entropy of the marginal                                                        |
+| drawn      | the most probable *drawn* token (LLaDA, Dream): biased where the temperature is above 0  |
 
-A selection that knows its order beforehand asks the head only for the rows it reveals; one that scores positions asks
-for all rows. Scores come from the marginals, never from a drawn token, so every selection is exact at T = L.
+All but the last look at the marginals only, never at a drawn token, so they are exact at T = L. A selection whose order
+is known beforehand asks the head only for the rows that it reveals; one that scores positions asks for all rows.
 """
 
+import jax
 import jax.numpy as jnp
+
+from dlm_jax.config import SELECTIONS
 
 
 def confidence(log_p):
-    """float32[B, L, V], log-probabilities -> float32[B, L], log of the largest one."""
+    """float32[B, W, V], log-probabilities -> float32[B, W], log of the largest one."""
     return log_p.max(axis=-1)
 
 
-def best_first(scores, is_masked):
-    """Returns int32[B, L], masked positions by falling score, then the visible ones; ties by lowest position."""
-    return jnp.argsort(jnp.where(is_masked, -scores, jnp.inf), axis=-1, stable=True)
+def margin(log_p):
+    """float32[B, W, V], log-probabilities -> float32[B, W], the largest probability minus the second."""
+    if log_p.shape[-1] == 1:
+        return jnp.ones(log_p.shape[:-1])
+    best = jax.lax.top_k(log_p, 2)[0]
+    return jnp.exp(best[..., 0]) - jnp.exp(best[..., 1])
 
 
-def is_scored(name):
-    """Returns whether a selection needs the marginals of every masked position."""
-    return SCORES[name] is not None
+def negative_entropy(log_p):
+    """float32[B, W, V], log-probabilities -> float32[B, W], minus their entropy, nats."""
+    p = jnp.exp(log_p)
+    return jnp.where(p > 0, p * log_p, 0.0).sum(axis=-1)
+
+
+def turns(scores, is_candidate, spacing=1):
+    """Returns int32[B, W], each candidate's place by falling score, from 0 (ties: lowest position first); W elsewhere.
+
+    Args:
+      scores: float32[B, W].
+      is_candidate: bool[B, W].
+      spacing: int, static: each next one is the best of those at least so far from all before it; where none is left,
+        the best of the rest, and the spacing starts anew.
+    """
+    width = scores.shape[1]
+    if spacing == 1:
+        ranked = jnp.argsort(jnp.where(is_candidate, -scores, jnp.inf), axis=1, stable=True)
+        return jnp.where(is_candidate, jnp.argsort(ranked, axis=1), width).astype(jnp.int32)
+    places = jnp.arange(width)
+
+    def pick(turn, state):
+        found, is_left, is_near = state
+        is_near = is_near & (is_left & ~is_near).any(axis=1, keepdims=True)
+        is_free = is_left & ~is_near
+        best = jnp.argmax(jnp.where(is_free, scores, -jnp.inf), axis=1)[:, None]
+        is_best = (places == best) & is_free
+        is_near = is_near | (jnp.abs(places - best) < spacing)
+        return jnp.where(is_best, turn, found), is_left & ~is_best, is_near
+
+    start = (jnp.full(scores.shape, width, jnp.int32), is_candidate, jnp.zeros(scores.shape, bool))
+    return jax.lax.fori_loop(0, width, pick, start)[0]
 
 
 def check(name, argument="selection"):
     """Raises ValueError unless `name` is a selection."""
-    if name not in SCORES:
-        raise ValueError(f"{argument}={name!r}: must be one of {', '.join(SCORES)}")
+    if name not in SELECTIONS:
+        raise ValueError(f"{argument}={name!r}: must be one of {', '.join(SELECTIONS)}")
 
 
-# None: the order is known beforehand.
-SCORES = {"random": None, "confidence": confidence}
+# Scores from the marginals; "random" and "drawn" have none.
+SCORES = {"confidence": confidence, "margin": margin, "entropy": negative_entropy}

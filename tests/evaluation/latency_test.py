@@ -65,7 +65,7 @@ def clock(monkeypatch):
     """A clock that the sampler moves: `calls` is what it was asked, `cost` what a step of a size takes."""
     state = types.SimpleNamespace(now=0.0, calls=[], cost=lambda size: float(size), to_compile=4)
 
-    def run(denoiser, params, key, canvas, *, sizes, time_at):
+    def run(denoiser, params, key, canvas, choices, *, sizes, time_at):
         steps = [s for s, stop in zip(sizes, np.cumsum(sizes), strict=True) if stop > (canvas != VOCAB)[0].sum()]
         state.calls.append((canvas.copy(), list(sizes), steps))
         state.now += 1000.0 if len(state.calls) <= state.to_compile else sum(state.cost(size) for size in steps)

@@ -52,7 +52,9 @@ def test_the_scan_over_layers_equals_a_loop_over_blocks():
         x = stem.embed(TOKENS, jnp.float32)
         for layer in order:
             block = nnx.merge(block_graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"]))
-            x = block(x, rows=None, positions=jnp.arange(8)[None], mask=None, conditioning=None, key=None)
+            x, _ = block(
+                x, rows=None, positions=jnp.arange(8)[None], mask=None, conditioning=None, key=None, cache=None
+            )
         return stem.finish(x, None)
 
     scanned, _ = denoiser.hidden(params, TOKENS)

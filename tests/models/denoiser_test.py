@@ -98,7 +98,18 @@ def test_a_causal_model_looks_left_and_autoregression_never_at_the_token_itself(
     [
         ({"time_conditioning": True}, {}, TOKENS, "time: must be given"),
         ({}, {"time": jnp.zeros(1)}, TOKENS, "time: must be None"),
-        ({}, {"cache": {}}, TOKENS, "cache=dict"),
+        (
+            {},
+            {"cache": build().empty_cache(1, L), "mask": jnp.ones((1, 1, 1, 1), bool)},
+            TOKENS,
+            "cache: cannot be used with",
+        ),
+        (
+            {},
+            {"cache": build().empty_cache(1, L), "segment_ids": jnp.ones((1, 1), int)},
+            TOKENS,
+            "cache: cannot be used with",
+        ),
         ({}, {}, TOKENS[0], "tokens: shape"),
     ],
 )
