@@ -394,6 +394,9 @@ def choose(candidates, *, num_steps=None, max_kl=None, max_latency=None):
                 f"{fastest.seconds:.4g} s"
             )
         return min(fitting, key=lambda c: c.score), f"the best within {max_latency:g} s a batch"
+    # Planned sizes have been compared with uniform ones already; the other fixed ones stand beside them to be seen.
+    is_planned = {(c.order_name, c.num_steps) for c in candidates if c.schedule == "planned"}
+    candidates = [c for c in candidates if c.schedule == "planned" or (c.order_name, c.num_steps) not in is_planned]
     best = min(c.score for c in candidates)
     near = [c for c in candidates if c.score <= (1 + WITHIN) * best]
     fewest = min(c.num_steps for c in near)
@@ -479,12 +482,12 @@ def in_words(sizes):
     trailing = int(np.argmin(single[::-1])) if not single.all() else 0
     parts = []
     if leading:
-        parts.append(f"the first {leading} tokens one at a time")
+        parts.append("the first token alone" if leading == 1 else f"the first {leading} tokens one at a time")
     middle = sizes[leading : len(sizes) - trailing]
     if len(middle):
         low, high = int(middle.min()), int(middle.max())
         span = f"{low}" if low == high else f"{low} to {high}"
         parts.append(f"{len(middle)} steps of {span} tokens")
     if trailing:
-        parts.append(f"the last {trailing} tokens one at a time")
+        parts.append("the last token alone" if trailing == 1 else f"the last {trailing} tokens one at a time")
     return ", then ".join(parts)
