@@ -83,7 +83,7 @@ class Generator:
         self.config, self.tokenizer, self.denoiser = config, tokenizer, denoiser
         self.params, self.step, self.workdir = params, step, workdir
         self.length = config.data.length
-        self._time_at = evaluators.schedule_of(config).time_at
+        self.time_at = evaluators.schedule_of(config).time_at
 
     def sample(
         self, *, num_samples=None, num_steps=None, prompt="", sizes=None, order=None, preset=None, length=None,
@@ -181,7 +181,7 @@ class Generator:
         def denoise(params, tokens):
             time = None
             if self.denoiser.needs_time:
-                time = self._time_at((tokens == self.denoiser.mask_id).mean(axis=1, dtype=jnp.float32))
+                time = self.time_at((tokens == self.denoiser.mask_id).mean(axis=1, dtype=jnp.float32))
             hidden, _ = self.denoiser.hidden(params, tokens, time=time)
             return jax.nn.log_softmax(self.denoiser.logits(params, hidden), axis=-1)
 
@@ -255,7 +255,7 @@ class Generator:
             @jax.jit
             def losses(tokens, key, segment_ids):
                 return reveal.prefix_losses(
-                    denoiser, self.params, tokens, key, count, boundaries, num_orders, self._time_at,
+                    denoiser, self.params, tokens, key, count, boundaries, num_orders, self.time_at,
                     is_bound=sizes is None,
                 )  # fmt: skip
 
@@ -448,7 +448,7 @@ class Generator:
         """Returns the information.plan.Latency of this model's sampler on this device, for batches of `batch_size`."""
         self._needs_diffusion("measure latency")
         return latency.measure(
-            self.denoiser, self.params, self.length, batch_size, time_at=self._time_at, repeats=repeats, quiet=quiet,
+            self.denoiser, self.params, self.length, batch_size, time_at=self.time_at, repeats=repeats, quiet=quiet,
             interval=self.config.log.progress_seconds,
         )  # fmt: skip
 
@@ -500,7 +500,7 @@ class Generator:
         mesh, params = self._spread if len(canvas) >= jax.device_count() else (None, self.params)
         out = loop.run(
             self.denoiser, params, key, canvas, made, sizes=sizes, order=order, critical=critical,
-            time_at=self._time_at, eos_id=self.tokenizer.special.eos, negative=negative, mesh=mesh,
+            time_at=self.time_at, eos_id=self.tokenizer.special.eos, negative=negative, mesh=mesh,
         )  # fmt: skip
         return out._replace(texts=[self.text(row) for row in out.tokens])
 

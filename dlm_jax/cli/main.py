@@ -17,7 +17,7 @@ VERBS = {
     "plan": "how many steps, of which sizes, in which order: the recommendation and its report",
     "sample": "samples from a trained model",
     "inspect": "parameters, shapes and configuration of a workdir",
-    "study": "runs a published experiment again: convergence, prediction, orders, cleaning",
+    "study": "runs a published experiment again: convergence, prediction, orders, cleaning, samplers",
 }
 
 

@@ -14,10 +14,16 @@ EXAMPLE = "dlm study convergence --workdir studies/convergence"
 def define_flags(values):
     options.define_workdir(values, "folder of the study")
     options.define_json(values)
-    flags.DEFINE_integer("num_samples", None, "convergence: samples of each order", flag_values=values)
+    flags.DEFINE_integer(
+        "num_samples", None, "convergence: samples of each order; samplers: of each sampler", flag_values=values
+    )
     flags.DEFINE_integer("num_orders", None, "convergence: fixed orders", flag_values=values)
     flags.DEFINE_integer("num_rows", None, "convergence, prediction: rows that are measured", flag_values=values)
-    flags.DEFINE_string("model", None, "prediction: workdir of a trained model", flag_values=values)
+    flags.DEFINE_string("model", None, "prediction, samplers: workdir of a trained model", flag_values=values)
+    flags.DEFINE_string(
+        "judge", None, "samplers: workdir of the model that judges samples, or hf:NAME; default MODEL/baseline",
+        flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_list("configs", ["orders", "demo"], "orders: config files, one a corpus", flag_values=values)
     flags.DEFINE_list("seeds", ["0", "1"], "orders: seeds of the models", flag_values=values)
     flags.DEFINE_integer("num_steps", None, "orders: training steps, instead of the config's", flag_values=values)
@@ -70,11 +76,32 @@ def run_prediction(values, workdir, say):
     return prediction.run(dlm_jax.load(values["model"].value), workdir, num_rows=num_rows, say=say)
 
 
+def run_samplers(values, workdir, say):
+    import dlm_jax
+    from dlm_jax.evaluation import generation
+    from dlm_jax.studies import samplers
+
+    if values["model"].value is None:
+        raise ValueError("--model: must be given, the workdir of a trained diffusion model")
+    generator = dlm_jax.load(values["model"].value)
+    name = values["judge"].value
+    if name is not None and name.startswith("hf:"):
+        judge = generation.HuggingFaceJudge(name.removeprefix("hf:"))
+    else:
+        baseline = generator.workdir / "baseline"
+        judge = dlm_jax.load(name or (baseline if baseline.is_dir() else generator.workdir))
+    num_samples = 32 if values["num_samples"].value is None else values["num_samples"].value
+    if num_samples < 2:
+        raise ValueError(f"--num_samples={num_samples}: must be at least 2")
+    return samplers.run(generator, judge, workdir, num_samples=num_samples, say=say)
+
+
 # name -> what it shows
 STUDIES = {
     "convergence": (run_convergence, "the KL error of sampling against T, on exactly known data: formula and bounds"),
     "prediction": (run_prediction, "predicted against measured nats of the sampler, for steps, schedules and orders"),
     "cleaning": (run_cleaning, "planted notation variants: the measured drop of dependence against the truth"),
+    "samplers": (run_samplers, "every way of unmasking: quality, entropy and likelihood against denoiser calls"),
     "orders": (run_orders, "orders of revealing, and training for them, beside an autoregressive baseline"),
 }
 

@@ -230,6 +230,38 @@ def figure_convergence(path, found, length):
     _save(figure, path)
 
 
+def figure_samplers(path, found, data):
+    """Draws what a judge thinks of samples, and their entropy, against denoiser calls, one line a sampler.
+
+    Args:
+      path: PNG file.
+      found: list of {"sampler", "nfe", "judge_nats_per_token", "judge_stderr", "entropy_nats"}.
+      data: the same of held-out text, without "nfe".
+    """
+    figure, axes = _figure((1, 2), size=(12, 5.5))
+    names = list(dict.fromkeys(entry["sampler"] for entry in found))
+    for index, name in enumerate(names):
+        entries = sorted((entry for entry in found if entry["sampler"] == name), key=lambda entry: entry["nfe"])
+        style = {
+            "color": _COLOURS[index % len(_COLOURS)], "marker": "o^sDv"[index // len(_COLOURS) % 5], "markersize": 4,
+            "linewidth": 1,
+        }  # fmt: skip
+        calls = [entry["nfe"] for entry in entries]
+        axes[0].plot(calls, [entry["judge_nats_per_token"] for entry in entries], label=name, **style)
+        axes[1].plot(calls, [entry["entropy_nats"] for entry in entries], **style)
+    for axis, key, label in (
+        (axes[0], "judge_nats_per_token", "nats per token under the judge"),
+        (axes[1], "entropy_nats", "entropy of a sample's tokens, nats"),
+    ):
+        axis.axhline(data[key], color=_GREY, linestyle="--", label="held-out text")
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("denoiser calls a sample")
+        axis.set_ylabel(label)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5, fontsize=8, frameon=False)
+    _save(figure, path)
+
+
 def in_words(curve):
     """Returns a paragraph that says what the curve means to somebody who has not heard of it."""
     summary = curve.summary()
