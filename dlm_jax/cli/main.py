@@ -16,6 +16,7 @@ VERBS = {
     "measure": "the information curve of a corpus: how much its tokens depend on each other",
     "plan": "how many steps, of which sizes, in which order: the recommendation and its report",
     "sample": "samples from a trained model",
+    "bench": "speed of training, sampling and evaluation beside what this machine can do",
     "inspect": "parameters, shapes and configuration of a workdir",
     "study": "runs a published experiment again: convergence, prediction, orders, cleaning, samplers",
 }

@@ -1,0 +1,98 @@
+"""dlm bench: how fast training, sampling, likelihoods and data are, beside what this machine can do."""
+
+import json
+import pathlib
+import sys
+import time
+
+from absl import flags
+
+from dlm_jax.cli import options
+
+EXAMPLE = "dlm bench --repeats 7 --only train/A,sample/A --history bench.jsonl"
+
+
+def define_flags(values):
+    options.define_json(values)
+    flags.DEFINE_string("config", None, "config file, or the name of a shipped one, instead of A and B",
+                        flag_values=values)  # fmt: skip
+    flags.DEFINE_integer("vocab_size", 32768, "of --config, as its tokenizer would give", flag_values=values)
+    flags.DEFINE_integer("num_steps", 32, "of the sampler of --config", flag_values=values)
+    flags.DEFINE_list("only", None, "names that begin so: train, sample/A, blocks, ...; default: all but blocks",
+                      flag_values=values)  # fmt: skip
+    flags.DEFINE_integer("repeats", 5, "timed runs of each, interleaved", flag_values=values)
+    flags.DEFINE_string("history", None, "JSON-lines file: appended to; its last entry is compared with",
+                        flag_values=values)  # fmt: skip
+
+
+def run(values):
+    for name, low in (("repeats", 1), ("num_steps", 1), ("vocab_size", 2)):
+        if values[name].value < low:
+            raise ValueError(f"--{name}={values[name].value}: must be at least {low}")
+    from dlm_jax.bench import timing, works
+
+    if values["config"].value is None:
+        shapes = works.reference_shapes()
+    else:
+        config = options.load_config_file(values["config"].value)
+        name = pathlib.Path(values["config"].value).stem
+        shapes = [works.Shape(name, config, values["vocab_size"].value, values["num_steps"].value)]
+    history = values["history"].value
+    before = _read(history)
+    makers = {"train": works.train, "sample": works.sample, "likelihood": works.score, "data": works.batches}
+    only = values["only"].value or list(makers)
+    names = {f"{kind}/{shape.name}": (make, shape) for kind, make in makers.items() for shape in shapes}
+    wanted = [name for name in names if any(name.startswith(start) for start in only)]
+    blocks = any("blocks".startswith(start) or start.startswith("blocks") for start in only)
+    if not wanted and not blocks:
+        raise ValueError(f"--only={','.join(only)}: must begin one of {', '.join(names)}, blocks")
+    dtype = shapes[0].denoiser.dtype
+    chosen = [*timing.ceilings(dtype), *(names[name][0](names[name][1]) for name in wanted)]
+    if blocks:
+        chosen += works.cached_sampling(shapes[0])
+    timings = timing.measure(chosen, repeats=values["repeats"].value, quiet=values["json"].value)
+    ceiling, rows = timing.table(chosen, timings)
+    payload = {"ceiling": ceiling, "rows": rows}
+    if history:
+        with open(history, "a") as file:
+            file.write(json.dumps({"time": time.time(), **payload}) + "\n")
+    if values["json"].value:
+        print(json.dumps(payload, indent=1))
+        return
+    print("\n".join(_lines(payload, before, ceiling["device"])))
+
+
+def _read(history):
+    """The last entry of a history, or None."""
+    if history is None or not pathlib.Path(history).exists():
+        return None
+    last = None
+    for number, line in enumerate(pathlib.Path(history).read_text().splitlines(), start=1):
+        try:
+            last = json.loads(line)
+            if not isinstance(last["rows"], list):
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
+            print(f"{history}: line {number} is no entry of dlm bench; passed over", file=sys.stderr)
+    return last
+
+
+def _lines(payload, before, device):
+    ceiling = payload["ceiling"]
+    earlier = {}
+    if before is not None and before["ceiling"].get("device") == device:
+        earlier = {row["name"]: row["seconds"] for row in before["rows"]}
+    yield (
+        f"ceiling: {ceiling['flops_per_second'] / 1e9:,.0f} GFLOP/s in matrix products, "
+        f"{ceiling['bytes_per_second'] / 1e9:.1f} GB/s copied, {ceiling['num_devices']} x {device}"
+    )
+    yield f"{'':26} {'seconds':>10} {'+-':>8} {'tokens/s':>12} {'of ceiling':>10} {'memory':>10} {'first':>7}  before"
+    for row in payload["rows"]:
+        share = "" if row["share_of_ceiling"] is None else f"{row['share_of_ceiling']:.2f}"
+        memory = "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
+        rate = "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f}"
+        past = f"{earlier[row['name']] / row['seconds']:.2f}x as fast" if row["name"] in earlier else ""
+        yield (
+            f"{row['name']:26} {row['seconds']:10.4f} {row['spread']:8.4f} {rate:>12} {share:>10} {memory:>10} "
+            f"{row['first_seconds']:7.1f}  {past}"
+        )
