@@ -71,10 +71,14 @@ def train(shape):
         held["state"], metrics = compiled(held["state"], batch)
         jax.block_until_ready((held["state"], metrics))
 
-    length = config.data.length
+    return Work(f"train/{shape.name}", run, batch["tokens"].size, train_flops(shape), _peak(compiled))
+
+
+def train_flops(shape):
+    """Returns float, the required operations of one training step."""
+    length = shape.config.data.length
     masked = (length + 1) / (2 * length)
-    tokens = batch["tokens"].size
-    return Work(f"train/{shape.name}", run, tokens, 3.0 * denoiser.flops(length, masked) * tokens, _peak(compiled))
+    return 3.0 * shape.denoiser.flops(length, masked) * shape.config.train.batch_size * length
 
 
 def sample(shape):
@@ -87,11 +91,14 @@ def sample(shape):
     ask = functools.partial(
         loop.run, denoiser, params, jax.random.key(1), canvas, choices, time_at=evaluators.schedule_of(config).time_at
     )
-    body = shape.num_steps * denoiser.flops(length, 0.0) * batch * length
-    head = 2.0 * shape.vocab_size * config.model.embed_dim * batch * length
-    return Work(
-        f"sample/{shape.name}", lambda: ask(), batch * length, body + head, notes={"num_steps": shape.num_steps}
-    )
+    return Work(f"sample/{shape.name}", ask, batch * length, sample_flops(shape), notes={"num_steps": shape.num_steps})
+
+
+def sample_flops(shape):
+    """Returns float, the required operations of one batch of samples."""
+    length, batch = shape.config.data.length, shape.config.train.batch_size
+    body = shape.num_steps * shape.denoiser.flops(length, 0.0) * batch * length
+    return body + 2.0 * shape.vocab_size * shape.config.model.embed_dim * batch * length
 
 
 def score(shape):

@@ -55,11 +55,17 @@ def run(values):
     payload = {"ceiling": ceiling, "rows": rows}
     if history:
         with open(history, "a") as file:
-            file.write(json.dumps({"time": time.time(), **payload}) + "\n")
+            file.write("\n" * _is_torn(history) + json.dumps({"time": time.time(), **payload}) + "\n")
     if values["json"].value:
         print(json.dumps(payload, indent=1))
         return
     print("\n".join(_lines(payload, before, ceiling["device"])))
+
+
+def _is_torn(history):
+    """Whether the file does not end with a whole line, as after a crash."""
+    text = pathlib.Path(history).read_text()
+    return bool(text) and not text.endswith("\n")
 
 
 def _read(history):
