@@ -25,10 +25,10 @@ def confidence(log_p):
 
 def margin(log_p):
     """float32[B, W, V], log-probabilities -> float32[B, W], the largest probability minus the second."""
-    if log_p.shape[-1] == 1:
-        return jnp.ones(log_p.shape[:-1])
-    best = jax.lax.top_k(log_p, 2)[0]
-    return jnp.exp(best[..., 0]) - jnp.exp(best[..., 1])
+    # Two passes for a maximum: a top-2 sorts on some backends, which is many times slower.
+    is_best = jnp.arange(log_p.shape[-1]) == jnp.argmax(log_p, axis=-1, keepdims=True)
+    second = jnp.where(is_best, -jnp.inf, log_p).max(axis=-1)
+    return jnp.exp(log_p.max(axis=-1)) - jnp.exp(second)
 
 
 def negative_entropy(log_p):
