@@ -4,6 +4,7 @@ Standard library only.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +33,16 @@ def atomic_path(path):
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def check_place(path):
+    """Raises OSError, before any work is done for it, unless a file could lie at `path`."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
 
 
 def write_text(path, text):

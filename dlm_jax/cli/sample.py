@@ -68,6 +68,9 @@ def run(values):
 
     generator = dlm_jax.load(workdir)
     request = _request(values, generator)
+    path = pathlib.Path(values["output"].value or pathlib.Path(workdir) / "samples.jsonl")
+    for place in filter(None, (path, values["html"].value)):
+        files.check_place(place)
     with Progress("sampling", quiet=values["json"].value):
         if values["infill"].value is not None:
             out = generator.infill(values["infill"].value, **request)
@@ -81,7 +84,6 @@ def run(values):
         {"text": text, "nfe": int(nfe), "tokens": tokens.tolist(), "reveal_step": steps.tolist()}
         for text, nfe, tokens, steps in zip(out.texts, out.nfe, out.tokens, out.reveal_step, strict=True)
     ]
-    path = pathlib.Path(values["output"].value or pathlib.Path(workdir) / "samples.jsonl")
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     files.write_text(path, "\n".join(lines) + "\n")
     if values["html"].value:

@@ -237,6 +237,8 @@ def resolve_stage_sizes(layout, choices, sizes=None):
     if choices.needs_num_steps and not choices.num_steps:
         raise ValueError(f"num_steps=0: transition {choices.transition!r} needs a number of steps, at least 1")
     if choices.is_ancestral:
+        if len(layout.critical):
+            raise ValueError(f"critical: transition {choices.transition!r} runs over the whole row; must be empty")
         return None
     num_steps = choices.num_steps or None
     if num_steps and num_blocks > 1:

@@ -5,6 +5,7 @@ Built from the tokens and `reveal_step` of Samples alone; a token that was drawn
 
 import html
 import json
+import re
 import time
 
 _HIDDEN = "\u2591"  # of a position that is still masked
@@ -26,6 +27,14 @@ def pieces(tokens, decode):
             continue
         found.append(longer[len(text) :])
         text = longer
+    whole = decode(tokens) if len(tokens) else ""
+    if text != whole:  # the last token changed what was there before: it takes all that is not as it was
+        kept = 0
+        while text[kept : kept + 1] == whole[kept : kept + 1] != "":
+            kept += 1
+        for index, piece in enumerate(found):
+            found[index], kept = piece[: max(0, kept)], kept - len(piece)
+        found[-1] += whole[sum(map(len, found)) :]
     return found
 
 
@@ -78,9 +87,9 @@ def page(samples, title="Samples, step by step"):
         {"label": label, "texts": list(texts), "steps": [int(when) for when in reveal_step]}
         for label, texts, reveal_step in samples
     ]
-    # Inside a script element only "</" can end it early.
-    embedded = json.dumps(data, ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\!--")
-    return _PAGE.replace("{title}", html.escape(title)).replace("{data}", embedded)
+    # A script element ends, or turns into a comment, at a "<" only.
+    parts = {"{data}": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"), "{title}": html.escape(title)}
+    return re.sub(r"\{(?:data|title)\}", lambda found: parts[found[0]], _PAGE)
 
 
 _PAGE = """<!doctype html>
