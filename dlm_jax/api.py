@@ -68,9 +68,18 @@ def _check_params(workdir, denoiser, params):
             )
 
 
-def _check_num_samples(num_samples):
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples={num_samples}: must be a whole number of at least 1")
+def _whole(name, value, low, high=None):
+    """Returns a whole number as an int.
+
+    Raises:
+      ValueError: unless it is one, from `low` to `high`.
+    """
+    most = "" if high is None else f" and at most {high}"
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name}={value!r}: must be a whole number of at least {low}{most}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name}={value}: must be at least {low}{most}")
+    return int(value)
 
 
 class Generator:
@@ -113,22 +122,23 @@ class Generator:
           ValueError: naming the argument, its value and what is allowed.
         """
         self._needs_diffusion("sample")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise ValueError("prompt=[]: must be a text, or a list of at least one")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        is_texts = isinstance(prompts, (list, tuple)) and all(isinstance(text, str) for text in prompts)
+        if not is_texts or not prompts:
+            raise ValueError(f"prompt={prompt!r}: must be a text, or a list of at least one")
         if num_samples is None:
             num_samples = self.config.sample.num_samples if isinstance(prompt, str) else len(prompts)
-        _check_num_samples(num_samples)
+        length = self.length if length is None else _whole("length", length, 1, 2**20)
+        num_samples = _whole("num_samples", num_samples, 1, 2**31 // length)
         if not isinstance(prompt, str) and len(prompts) != num_samples:
             raise ValueError(f"prompt: {len(prompts)} prompts must be as many as num_samples={num_samples}")
         encoded = [self._encode(text, "prompt") for text in prompts] * (num_samples // len(prompts))
-        if length is not None and length < 1:
-            raise ValueError(f"length={length}: must be at least 1")
-        length = length or self.length
         request = {
             "num_steps": num_steps, "sizes": sizes, "order": order, "preset": preset, "critical": critical,
             "negative_prompt": negative_prompt, **choices,
         }  # fmt: skip
+        if length > self.length and len(critical):
+            raise ValueError(f"critical: needs samples of at most the model's length {self.length}, not {length}")
         if length <= self.length:
             canvas = canvases.with_prompts(encoded, length, self.denoiser.mask_id)
             return self._run(canvas, self._root(seed), **request)
@@ -154,7 +164,7 @@ class Generator:
           ValueError: naming the argument, its value and what is allowed.
         """
         self._needs_diffusion("infill")
-        _check_num_samples(num_samples)
+        num_samples = _whole("num_samples", num_samples, 1, 2**31 // self.length)
         canvas = canvases.from_template(
             template, lambda text: self._encode(text, "template"), num_samples, self.length, self.denoiser.mask_id
         )
@@ -467,6 +477,10 @@ class Generator:
 
     def _encode(self, text, argument):
         try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{argument}: is no valid Unicode at character {error.start}") from None
+        try:
             return self.tokenizer.encode(text)[0]
         except ValueError as error:
             raise ValueError(f"{argument}: {error}") from None
@@ -476,24 +490,33 @@ class Generator:
             raise ValueError(f"{what}: this workdir holds an autoregressive baseline, which cannot denoise in parallel")
 
     def _root(self, seed):
-        if not 0 <= seed < 2**32:
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
             raise ValueError(f"seed={seed}: must be between 0 and {2**32 - 1}")
         return rng.stream(jax.random.key(seed), "sample")
 
     def _run(self, canvas, key, *, num_steps, sizes, order, preset, critical=(), negative_prompt=None, **choices):
         length = canvas.shape[1]
-        if num_steps is not None and num_steps < 1:
+        if num_steps is not None and _whole("num_steps", num_steps, 0) < 1:
             raise ValueError(f"num_steps={num_steps}: must be between 1 and the length {length}")
+        if negative_prompt is not None and not choices.get("guidance"):
+            raise ValueError("negative_prompt: needs guidance, which is 0")
         if preset is not None:
             choices = presets.preset(preset) | choices
         if preset == "planned":
             if sizes is not None or order is not None or num_steps is not None:
                 raise ValueError("preset='planned': has its own sizes and order; leave them out")
             plan = self.plan()
+            if plan.length != length:
+                raise ValueError(f"preset='planned': its plan is for {plan.length} tokens, not {length}")
+            if choices.get("selection", "random") != "random":
+                raise ValueError(
+                    f"preset='planned': has its own order; selection={choices['selection']!r} must be 'random'"
+                )
             sizes, order = plan.sizes, plan.order
         made = loop.make_choices(num_steps=num_steps or 0, **choices)
         if preset is not None and made.needs_num_steps and num_steps is None:
-            made = dataclasses.replace(made, num_steps=length)
+            block = made.block_length or length
+            made = dataclasses.replace(made, num_steps=-(-length // block) * block)
         if order is None and not made.is_scored and not made.is_ancestral:
             order = evaluators.order_of(self.config)
         negative = None if negative_prompt is None else self._encode(negative_prompt, "negative_prompt")
@@ -524,9 +547,11 @@ class Generator:
         return found
 
     def text(self, tokens):
-        """Returns the text of int32[L]; end-of-text inside a row becomes an empty line."""
+        """Returns the text of int32[L]; end-of-text inside a row becomes an empty line, at its end nothing."""
         eos = self.tokenizer.special.eos
         if eos is None:
             return self.tokenizer.decode(tokens)
-        ends = np.flatnonzero(np.asarray(tokens) == eos)
+        tokens = np.asarray(tokens)
+        tokens = tokens[: np.max(np.flatnonzero(tokens != eos), initial=-1) + 1]
+        ends = np.flatnonzero(tokens == eos)
         return "\n\n".join(self.tokenizer.decode(piece) for piece in np.split(np.asarray(tokens), ends))

@@ -263,6 +263,7 @@ REMASKINGS = {
     "forward_backward": None,
     "corrector": (1, 2**20),
 }
+_LARGEST = 3.4e38  # of float32
 SELECTIONS = ("random", "confidence", "margin", "entropy", "drawn")
 _FIXED_STEPS = ("quota_llada", "quota_dream", "ancestral_md4", "ancestral_md4_cosine", "ancestral_mdlm")
 _OWN_STEPS = ("first_hitting", "threshold", "factor", "entropy_bound", "entropy_sum")
@@ -314,8 +315,9 @@ class SampleConfig:
         _at_least("sample.num_samples", self.num_samples, 1)
         _at_least("sample.num_steps", self.num_steps, 0)
         _choice("sample.selection", self.selection, SELECTIONS)
+        _between("sample.num_steps", self.num_steps, 0, 2**20)
         for name in ("temperature", "order_temperature"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if not 0 <= getattr(self, name) < _LARGEST:
                 raise ValueError(f"sample.{name}={getattr(self, name)}: must be at least 0 and finite")
         _at_least("sample.spacing", self.spacing, 1)
         _choice("sample.scores", self.scores, ("marginals", "filtered"))
@@ -327,7 +329,7 @@ class SampleConfig:
         _parametrised("sample.remasking", self.remasking, REMASKINGS)
         _at_least("sample.block_length", self.block_length, 0)
         _choice("sample.cache", self.cache, ("none", "exact", "prefix", "dual"))
-        if not abs(self.guidance) < math.inf:
+        if not abs(self.guidance) < _LARGEST:
             raise ValueError(f"sample.guidance={self.guidance}: must be finite")
         for rule in _SAMPLER_RULES:
             reason = rule(self)
@@ -691,6 +693,15 @@ def from_dict(values):
       ValueError: on an unknown field (with the closest name), a value of the wrong type, or a broken rule.
     """
     return _build(RunConfig, values, "")
+
+
+def sample_config(values):
+    """Returns the SampleConfig of a dict of fields; messages name them sample.FIELD.
+
+    Raises:
+      ValueError: as `from_dict`.
+    """
+    return _build(SampleConfig, values, "sample.")
 
 
 def save(run, path):

@@ -14,6 +14,8 @@ EXAMPLE = "dlm bench --repeats 7 --only train/A,sample/A --history bench.jsonl"
 
 def define_flags(values):
     options.define_json(values)
+    flags.DEFINE_string("also", None, "Python file with works_beside(), a list of bench.timing.Work to time in turn",
+                        flag_values=values)  # fmt: skip
     flags.DEFINE_string("config", None, "config file, or the name of a shipped one, instead of A and B",
                         flag_values=values)  # fmt: skip
     flags.DEFINE_integer("vocab_size", 32768, "of --config, as its tokenizer would give", flag_values=values)
@@ -23,6 +25,18 @@ def define_flags(values):
     flags.DEFINE_integer("repeats", 5, "timed runs of each, interleaved", flag_values=values)
     flags.DEFINE_string("history", None, "JSON-lines file: appended to; its last entry is compared with",
                         flag_values=values)  # fmt: skip
+
+
+def _beside(path):
+    """The Works of a Python file that defines works_beside()."""
+    import runpy
+
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"--also={path!r}: no such file")
+    try:
+        return runpy.run_path(path)["works_beside"]()
+    except Exception as error:  # the file is a program: anything can happen in it
+        raise ValueError(f"--also={path}: {type(error).__name__}: {error}") from None
 
 
 def run(values):
@@ -50,6 +64,9 @@ def run(values):
     chosen = [*timing.ceilings(dtype), *(names[name][0](names[name][1]) for name in wanted)]
     if blocks:
         chosen += works.cached_sampling(shapes[0])
+    if values["also"].value is not None:
+        beside = _beside(values["also"].value)
+        chosen += [work for work in beside if any(work.name.startswith(start) for start in only)]
     timings = timing.measure(chosen, repeats=values["repeats"].value, quiet=values["json"].value)
     ceiling, rows = timing.table(chosen, timings)
     payload = {"ceiling": ceiling, "rows": rows}

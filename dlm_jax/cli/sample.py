@@ -84,7 +84,7 @@ def run(values):
         {"text": text, "nfe": int(nfe), "tokens": tokens.tolist(), "reveal_step": steps.tolist()}
         for text, nfe, tokens, steps in zip(out.texts, out.nfe, out.tokens, out.reveal_step, strict=True)
     ]
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    lines = [_one_line(json.dumps(record, ensure_ascii=False)) for record in records]
     files.write_text(path, "\n".join(lines) + "\n")
     if values["html"].value:
         from dlm_jax.sampling import viewer
@@ -101,7 +101,9 @@ def run(values):
 
             viewer.play(sys.stdout.write, *_shown(record, generator), is_terminal=sys.stdout.isatty())
         else:
-            print(record["text"])
+            from dlm_jax.sampling import viewer
+
+            print(viewer.printable(record["text"]))
     for written in filter(None, (path, values["html"].value)):
         print(f"written to {written}", file=sys.stderr)
 
@@ -112,7 +114,22 @@ def _shown(record, generator):
     return viewer.pieces(record["tokens"], generator.text), record["reveal_step"]
 
 
+def _one_line(text):
+    """JSON in which no character ends a line for any reader."""
+    for character in "\u0085\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
 def _check(values):
+    for name in ("plan", "html", "output", "preset", "order"):
+        if values[name].value == "":
+            raise ValueError(f"--{name}='': must not be empty")
+    if values["json"].value and values["view"].value:
+        raise ValueError("--json, --view: only one of them can be given")
+    places = [values[name].value for name in ("html", "output") if values[name].value is not None]
+    if len(places) == 2 and pathlib.Path(places[0]).absolute() == pathlib.Path(places[1]).absolute():
+        raise ValueError(f"--html, --output={places[1]}: must be different files")
     given = {name for name in values if values[name].value not in (None, [], "")}
     for one, others, why in (
         ("num_steps", ("sizes",), ""),
@@ -142,6 +159,7 @@ def _request(values, generator):
         made = dataclasses.asdict(generator.config.sample) | given
         if values["transition"].value is not None and "num_steps" not in given and not _takes_steps(made):
             made["num_steps"] = 0  # the config's number belongs to the config's transition
+        made |= _not_of_this_length(values, generator, given)
     else:
         made = {"num_samples": generator.config.sample.num_samples} | given
     if len(prompts) > 1 and "num_samples" not in given:
@@ -156,6 +174,17 @@ def _request(values, generator):
         request |= {"sizes": plan.sizes, "order": plan.order, "selection": "random"}
     steps = None if request["sizes"] is not None else made.get("num_steps")
     return request | {"num_steps": steps or None}
+
+
+def _not_of_this_length(values, generator, given):
+    """Fields of the config that were meant for other lengths and blocks than those asked for, at their defaults."""
+    if values["infill"].value is not None:
+        dropped = {"num_steps": 0, "block_length": 0, "cache": "none"}
+    elif values["block_length"].value is not None or (values["length"].value or generator.length) < generator.length:
+        dropped = {"num_steps": 0}
+    else:
+        dropped = {}
+    return {name: value for name, value in dropped.items() if name not in given}
 
 
 def _takes_steps(made):

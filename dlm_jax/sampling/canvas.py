@@ -86,6 +86,8 @@ def make_layout(length, block_length=0, critical=()):
     """
     if block_length > length:
         raise ValueError(f"block_length={block_length}: must be at most the length {length}")
+    if isinstance(critical, str) or not all(isinstance(place, (int, np.integer)) for place in critical):
+        raise ValueError(f"critical={critical!r}: must be a list of whole numbers")
     critical = tuple(int(place) for place in critical)
     if any(not 0 <= place < length for place in critical) or len(set(critical)) < len(critical):
         raise ValueError(f"critical={list(critical)}: must be different positions from 0 to {length - 1}")

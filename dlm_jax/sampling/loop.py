@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm_jax import rng
-from dlm_jax.config import SampleConfig, split_choice
+from dlm_jax.config import sample_config, split_choice
 from dlm_jax.information.schedules import check_sizes, uniform_sizes
 from dlm_jax.parallel import sharding
 from dlm_jax.sampling import canvas as canvases
@@ -39,7 +39,9 @@ class Samples(NamedTuple):
 
     tokens: np.ndarray  # int32[B, L]
     nfe: np.ndarray  # int32[B], denoiser calls that were needed for the row
-    reveal_step: np.ndarray  # int32[B, L], which step revealed a position (last); -1 where it was frozen
+    reveal_step: (
+        np.ndarray
+    )  # int32[B, L], which step revealed a position (last); -1 where none did: frozen, or after the end
     texts: list | None = None
 
 
@@ -106,11 +108,9 @@ def make_choices(**choices):
     Raises:
       ValueError: naming the argument, its value and what is allowed.
     """
-    unknown = sorted(choices.keys() - SampleConfig.__dataclass_fields__.keys())
-    if unknown:
-        raise ValueError(f"{unknown[0]}: unknown; must be one of {', '.join(SampleConfig.__dataclass_fields__)}")
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in choices.items()}
     try:
-        return SampleConfig(**choices)
+        return sample_config(plain)
     except ValueError as error:
         raise ValueError(str(error).removeprefix("sample.")) from None
 
@@ -245,13 +245,19 @@ def resolve_stage_sizes(layout, choices, sizes=None):
         if num_steps % num_blocks:
             raise ValueError(f"num_steps={num_steps}: must be a multiple of {num_blocks}, the number of blocks")
         num_steps //= num_blocks
+        if name == "exact_count" and num_steps > max(blocks):
+            raise ValueError(
+                f"num_steps={choices.num_steps}: must be at most {num_blocks * max(blocks)}, one token a step"
+            )
     if sizes is not None and num_blocks > 1:
         sizes = resolve_sizes(choices.block_length, sizes, num_steps)
         ends = np.cumsum(sizes)
         parts = [np.diff(np.minimum(ends, size), prepend=0) for size in blocks]
         found = [part[part > 0] for part in parts]
     elif choices.transition.startswith("quota"):
-        found = [np.zeros(num_steps, np.int64) for _ in blocks]
+        # Further steps of LLaDA's have nothing left to reveal; Dream's may have nothing yet.
+        is_capped = choices.transition == "quota_llada"
+        found = [np.zeros(min(num_steps, size) if is_capped else num_steps, np.int64) for size in blocks]
     else:
         fewer = [min(num_steps, size) if num_steps and num_blocks > 1 else num_steps for size in blocks]
         found = [resolve_sizes(size, sizes, steps) for size, steps in zip(blocks, fewer, strict=True)]
@@ -667,15 +673,21 @@ class _Sampler(NamedTuple):
         return after._replace(nfe=state.nfe + is_due.any(axis=1))
 
     def _end_rows(self, state):
-        """Fills what follows a drawn end-of-text with it, once everything before it is there: the row is done."""
+        """Once all before a drawn end-of-text is there, everything that follows becomes end-of-text: the row is done.
+
+        That goes for tokens that were drawn already, but not for frozen ones.
+        """
         masked = state.tokens == self.denoiser.mask_id
         was_open = self.canvas == self.denoiser.mask_id
         is_end = (state.tokens == self.how.eos_id) & was_open
         place = jnp.arange(masked.shape[1])[None]
         first_masked = jnp.where(masked, place, masked.shape[1]).min(axis=1, keepdims=True)
         first_end = jnp.where(is_end, place, masked.shape[1]).min(axis=1, keepdims=True)
-        is_over = masked & (first_end < first_masked)
-        return state._replace(tokens=jnp.where(is_over, self.how.eos_id, state.tokens))
+        is_over = was_open & (place > first_end) & (first_end < first_masked)
+        return state._replace(
+            tokens=jnp.where(is_over, self.how.eos_id, state.tokens),
+            reveal_step=jnp.where(is_over, -1, state.reveal_step),
+        )
 
     # ------------------------------------------------------------------------------------- network, time and noise
 

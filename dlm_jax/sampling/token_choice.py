@@ -61,10 +61,7 @@ def keep_likely(logits, temperature, *, top_k=None, top_p=None):
       top_k: int32[] or None, so many most probable tokens.
       top_p: float32[] or None, the most probable tokens that together have at least this probability.
     """
-    tiny = jnp.finfo(jnp.float32).tiny
-    top = logits.max(axis=-1, keepdims=True)
-    scaled = jnp.where(logits == top, 0.0, (logits - top) / jnp.maximum(temperature, tiny))
-    weights = jnp.exp(scaled)  # of the most probable token: 1
+    weights = jnp.exp(_scaled(logits, temperature))  # of the most probable token: 1
     if top_k is not None:
         limit = _largest_limit(weights, lambda kept: kept.sum(axis=-1) >= top_k)
         weights = jnp.where(weights >= limit, weights, 0.0)
@@ -73,6 +70,12 @@ def keep_likely(logits, temperature, *, top_k=None, top_p=None):
         limit = _largest_limit(weights, lambda kept: jnp.where(kept, weights, 0.0).sum(axis=-1) >= top_p * total)
         weights = jnp.where(weights >= limit, weights, 0.0)
     return jnp.where(weights > 0, logits, -jnp.inf)
+
+
+def _scaled(logits, temperature):
+    """(logits - the largest) / temperature; at temperature 0: 0 for the largest, -inf elsewhere."""
+    below = logits - logits.max(axis=-1, keepdims=True)
+    return jnp.where(below == 0, 0.0, below / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny))
 
 
 def _largest_limit(weights, is_enough):
@@ -108,7 +111,7 @@ def published_mixture(keys, logits, temperature, share, convention):
       int32[...], V = stay masked.
     Source: md4/models/diffusion/md4.py `mean_sample_step`; mdlm/diffusion.py `_sample_categorical`.
     """
-    log_p = jax.nn.log_softmax(logits / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny), axis=-1)
+    log_p = jax.nn.log_softmax(_scaled(logits, temperature), axis=-1)
     p = jnp.concatenate([share * jnp.exp(log_p), jnp.broadcast_to(1 - share, (*log_p.shape[:-1], 1))], axis=-1)
     if convention == "md4":
         return jnp.argmax(jnp.log(p) + noise_of(keys, p.shape[-1], "published"), axis=-1).astype(jnp.int32)

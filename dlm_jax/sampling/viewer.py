@@ -38,6 +38,15 @@ def pieces(tokens, decode):
     return found
 
 
+def printable(text):
+    """Returns a text in which control characters but newline and tab are shown as symbols: none reaches a terminal."""
+    return "".join(_SYMBOLS.get(character, character) for character in text)
+
+
+_SYMBOLS = {chr(code): chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
+_SYMBOLS |= {chr(0x7F): chr(0x2421), **{chr(code): chr(0xFFFD) for code in range(0x80, 0xA0)}}
+
+
 def frame(texts, reveal_step, step):
     """Returns str with terminal colours: the sample after a step; frozen tokens are plain.
 
@@ -48,7 +57,7 @@ def frame(texts, reveal_step, step):
     """
     last = max(1, int(max(reveal_step)))
     shown = []
-    for text, when in zip(texts, reveal_step, strict=True):
+    for text, when in zip(map(printable, texts), reveal_step, strict=True):
         if when > step:
             shown.append(f"\x1b[90m{_HIDDEN}\x1b[0m")
         elif when < 0:
@@ -60,7 +69,7 @@ def frame(texts, reveal_step, step):
 
 
 def play(write, texts, reveal_step, *, seconds=3.0, is_terminal=True, sleep=time.sleep):
-    """Writes the sample step by step; where the output is no terminal, only the last frame.
+    """Writes the sample step by step; where the output is no terminal, only the text.
 
     Args:
       write: str -> None.
@@ -68,11 +77,13 @@ def play(write, texts, reveal_step, *, seconds=3.0, is_terminal=True, sleep=time
       seconds: of the whole play.
     """
     steps = int(max(reveal_step)) + 1
-    if is_terminal:
-        for step in range(-1, steps - 1):
-            write(f"\x1b[2J\x1b[Hstep {step + 1} of {steps}\n\n{frame(texts, reveal_step, step)}\n")
-            sleep(seconds / max(steps, 1))
-        write("\x1b[2J\x1b[H")
+    if not is_terminal:
+        write(printable("".join(texts)) + "\n")
+        return
+    for step in range(-1, steps - 1):
+        write(f"\x1b[2J\x1b[Hstep {step + 1} of {steps}\n\n{frame(texts, reveal_step, step)}\n")
+        sleep(seconds / max(steps, 1))
+    write("\x1b[2J\x1b[H")
     write(f"step {steps} of {steps}\n\n{frame(texts, reveal_step, steps)}\n")
 
 

@@ -68,7 +68,7 @@ def draw(bed, key=0, n=100_000, **options):
     )
 
 
-@pytest.mark.parametrize("selection", ["random", "confidence"])
+@pytest.mark.parametrize("selection", ["random", "confidence", "margin", "entropy"])
 @pytest.mark.parametrize("name", BEDS)
 def test_one_token_a_step_draws_the_distribution_itself(name, selection):
     bed = BEDS[name]
