@@ -74,11 +74,10 @@ def _whole(name, value, low, high=None):
     Raises:
       ValueError: unless it is one, from `low` to `high`.
     """
-    most = "" if high is None else f" and at most {high}"
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise ValueError(f"{name}={value!r}: must be a whole number of at least {low}{most}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name}={value}: must be at least {low}{most}")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        raise ValueError(f"{name}={value!r}: must be a whole number of at least {low}")
+    if high is not None and value > high:
+        raise ValueError(f"{name}={value}: must be at most {high}")
     return int(value)
 
 

@@ -122,7 +122,7 @@ def _one_line(text):
 
 
 def _check(values):
-    for name in ("plan", "html", "output", "preset", "order"):
+    for name in ("plan", "html", "output"):
         if values[name].value == "":
             raise ValueError(f"--{name}='': must not be empty")
     if values["json"].value and values["view"].value:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm_jax import rng
-from dlm_jax.config import sample_config, split_choice
+from dlm_jax.config import SampleConfig, sample_config, split_choice
 from dlm_jax.information.schedules import check_sizes, uniform_sizes
 from dlm_jax.parallel import sharding
 from dlm_jax.sampling import canvas as canvases
@@ -108,6 +108,9 @@ def make_choices(**choices):
     Raises:
       ValueError: naming the argument, its value and what is allowed.
     """
+    unknown = sorted(choices.keys() - SampleConfig.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"{unknown[0]}: unknown; must be one of {', '.join(SampleConfig.__dataclass_fields__)}")
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in choices.items()}
     try:
         return sample_config(plain)

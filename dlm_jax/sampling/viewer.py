@@ -78,7 +78,7 @@ def play(write, texts, reveal_step, *, seconds=3.0, is_terminal=True, sleep=time
     """
     steps = int(max(reveal_step)) + 1
     if not is_terminal:
-        write(printable("".join(texts)) + "\n")
+        write(f"step {steps} of {steps}\n\n{printable(''.join(texts))}\n")
         return
     for step in range(-1, steps - 1):
         write(f"\x1b[2J\x1b[Hstep {step + 1} of {steps}\n\n{frame(texts, reveal_step, step)}\n")

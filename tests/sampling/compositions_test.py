@@ -241,3 +241,14 @@ def test_steps_of_planned_sizes_are_those_given():
     assert [(out.reveal_step == step).sum() // 3 for step in range(3)] == sizes.tolist()
     made = transitions.make_steps(config.SampleConfig(), loop.canvases.make_layout(L), [sizes])
     assert made.filled.tolist() == np.cumsum(sizes).tolist()
+
+
+@pytest.mark.parametrize("selection", ["random", "entropy"])
+def test_everything_after_end_of_text_is_end_of_text_whatever_the_order(selection):
+    empty = np.full((200, L), V, np.int32)
+    ask = functools.partial(sampling.sample, BED.denoise, key=jax.random.key(0), mask_id=V, canvas=empty)
+    out = ask(selection=selection, stop_at_eos=True, eos_id=EOS)
+    ended = np.cumsum(out.tokens == EOS, axis=1) > 0
+    assert (out.tokens[ended] == EOS).all() and ended.any() and not ended.all()
+    plain = ask(selection=selection).tokens
+    assert (plain[np.cumsum(plain == EOS, axis=1) > 0] != EOS).any()  # variation: without it rows go on

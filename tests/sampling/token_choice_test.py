@@ -100,3 +100,11 @@ def test_published_draws_reveal_the_right_share_but_lose_rare_tokens(convention)
     assert (
         tail < np.log(1 - share) - 1.5
     )  # only a mask noise below -1.5 could lose to it: probability exp(-e^1.5) = 1 %
+
+
+@pytest.mark.parametrize("convention", ["md4", "mdlm"])
+def test_published_draws_at_temperature_zero_are_the_most_probable_token(convention):
+    logits = jnp.asarray([[0.0, 3.0, 1.0], [2.0, -1.0, 0.0]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    found = token_choice.published_mixture(keys, logits, jnp.float32(0), jnp.float32(1), convention)
+    assert found.tolist() == [1, 0]
