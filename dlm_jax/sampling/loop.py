@@ -287,9 +287,7 @@ def _groups(steps, choices, length):
     if count == 0:
         return ()
     if choices.transition in ("exact_count", "first_hitting"):
-        # A row of fewer masked positions than others may still have a whole stage to catch up with, when it is scored.
-        sizes = steps.stop - steps.start
-        return group_steps(sizes)
+        return group_steps(steps.stop - steps.start)
     return ((count, length),)
 
 
@@ -457,7 +455,7 @@ class _Sampler(NamedTuple):
             done += count
         return state
 
-    def until_filled(self, state, window, index=0):
+    def until_filled(self, state, window):
         """Runs steps as long as an open position is masked; each reveals at least one in every row that has some."""
         batch = len(self.canvas)
 
@@ -471,7 +469,7 @@ class _Sampler(NamedTuple):
             steps = transitions.Steps(index, now, *[jnp.zeros((batch, 1), jnp.int32)] * 5, *[jnp.float32(0)] * 3)
             return index + 1, self.step(state, steps, window.width, window)
 
-        return jax.lax.while_loop(is_open, again, (jnp.int32(index), state))[1]
+        return jax.lax.while_loop(is_open, again, (jnp.int32(0), state))[1]
 
     def by_blocks(self, state, steps):
         """Runs block after block on its own tokens (or all from there on); keys and values of the others are kept."""
