@@ -95,7 +95,7 @@ class ModelConfig:
     dropout: float = 0.0
     rope_theta: float = 10000.0
     dtype: str = "auto"  # of the computation: float32 | bfloat16 | auto (bfloat16 on TPU and GPU)
-    remat: str = "none"  # none | dots (keep matrix products) | full
+    remat: str = "elementwise"  # what a backward pass computes again: none | elementwise | dots (and attention) | full
 
     def __post_init__(self):
         _choice("model.attention", self.attention, ("bidirectional", "block_causal", "causal"))
@@ -106,7 +106,7 @@ class ModelConfig:
                 "'block_causal' go together"
             )
         _choice("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
-        _choice("model.remat", self.remat, ("none", "dots", "full"))
+        _choice("model.remat", self.remat, ("none", "elementwise", "dots", "full"))
         for name in ("num_layers", "embed_dim", "num_heads", "time_dim"):
             _at_least(f"model.{name}", getattr(self, name), 1)
         _at_least("model.num_kv_heads", self.num_kv_heads, 0)

@@ -1,5 +1,6 @@
 """`dlm VERB [flags]`: finds the verb, parses its flags, and turns mistakes into one line and exit code 2."""
 
+import ctypes
 import importlib
 import os
 import sys
@@ -50,6 +51,7 @@ def main(argv=None):
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return _refuse(f"verb {verb!r}: must be one of {', '.join(VERBS)}{hint}")
+    _keep_freed_memory()
     module = importlib.import_module(f"dlm_jax.cli.{verb}")
     values = flags.FlagValues()
     module.define_flags(values)
@@ -65,6 +67,17 @@ def main(argv=None):
         return _refuse(_one_line(error))
     except KeyboardInterrupt:
         return _refuse("interrupted", 130)
+
+
+def _keep_freed_memory():
+    """Tells the C library to keep what is freed: on a CPU, arrays are else mapped and cleared anew in every step."""
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    arena_max, mmap_max, trim_threshold = -8, -4, -1
+    for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1)):
+        set_option(option, value)
 
 
 def _run(module, values, verb, rest):

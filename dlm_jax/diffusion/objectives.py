@@ -29,6 +29,11 @@ class Question(NamedTuple):
     normaliser: jax.Array  # float32[], in tokens
     constant: float  # nats per token
 
+    @property
+    def rows(self):
+        """The scored positions, or None where that is every position in its place."""
+        return None if self.scored.shape == self.inputs.shape else self.scored
+
 
 def make_objective(config, vocab_size):
     """Returns the objective of a DiffusionConfig: (key, x0, segment_ids or None) -> Question.

@@ -186,9 +186,8 @@ def bound_losses(denoiser, params, tokens, key, num_orders, schedule):
     paired = jnp.tile(jnp.repeat(tokens, 2, axis=0), (num_orders, 1))
     noised = masking.exact_count(key, paired, denoiser.mask_id, schedule)
     time = noised.time if denoiser.needs_time else None
-    hidden, _ = denoiser.hidden(params, noised.xt, time=time)
-    targets = masking.scored_rows(paired, noised.scored)
-    losses = denoiser.token_losses(params, masking.scored_rows(hidden, noised.scored), targets)
+    hidden, _ = denoiser.hidden(params, noised.xt, rows=noised.scored, time=time)
+    losses = denoiser.token_losses(params, hidden, masking.scored_rows(paired, noised.scored))
     per_pair = jnp.sum(noised.weights * losses, axis=1) / 2
     return per_pair.reshape(num_orders, batch).mean(axis=0)
 

@@ -1,14 +1,31 @@
-"""Attention in [B, H, L, K] layout: one function, one implementation a backend, one reference.
+"""Attention in [B, H, L, K] layout: one function, one implementation a platform, one reference.
 
-On CPU batched matrix products in this layout, with an unnormalised exponential and one division at the end, run
-several times faster than the general function; accelerators use `jax.nn.dot_product_attention`.
+| name      | platform | how                                                                              |
+|-----------|----------|----------------------------------------------------------------------------------|
+| reference | any      | all scores, float32                                                              |
+| batched   | cpu      | batched matrix products; backward in chunks of rows whose scores stay in cache    |
+| library   | gpu, tpu | jax.nn.dot_product_attention, where the two below do not apply                    |
+| cudnn     | gpu      | the same through cuDNN: 16-bit, no mask                                          |
+| splash    | tpu      | Pallas splash attention with a full mask, inside shard_map where there is a mesh  |
 """
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec
+
+from dlm_jax import axes
+from dlm_jax.parallel.sharding import RULES, shard_by
+
+# Scores of one chunk of the backward pass; a few such arrays fit in the cache of a CPU core.
+_CHUNK_BYTES = 4 << 20
+_SPLASH_BLOCK = 512
 
 
-def attention(q, k, v, *, mask=None, implementation=None):
+def attention(q, k, v, *, mask=None, platform=None, implementation=None):
     """Returns softmax(q k^T / sqrt(K)) v, computed in float32.
 
     Args:
@@ -17,13 +34,25 @@ def attention(q, k, v, *, mask=None, implementation=None):
       v: [B, G, L, K] values.
       mask: bool broadcastable to [B, 1, R, L], True where a query may look, or None for everywhere. Every query must
         see at least one key.
-      implementation: a name in IMPLEMENTATIONS, or None for the backend's own.
+      platform: "cpu", "gpu" or "tpu", or None for that of the devices at hand.
+      implementation: a name in IMPLEMENTATIONS, or None for the platform's best.
     Returns:
       [B, H, R, K] in the dtype of q.
     """
     if implementation is None:
-        implementation = "batched" if jax.default_backend() == "cpu" else "library"
+        implementation = best_implementation(platform or jax.default_backend(), q, k, mask)
     return IMPLEMENTATIONS[implementation](q, k, v, mask)
+
+
+def best_implementation(platform, q, k, mask):
+    """Returns the name of the fastest implementation that a platform has for these arguments."""
+    if platform == "cpu":
+        return "batched"
+    if mask is None and platform == "tpu" and q.shape[2] % 128 == 0 and k.shape[2] % 128 == 0:
+        return "splash"
+    if mask is None and platform == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128:
+        return "cudnn"
+    return "library"
 
 
 def _reference(q, k, v, mask):
@@ -39,21 +68,100 @@ def _batched(q, k, v, mask):
     batch, heads, rows, head_dim = q.shape
     kv_heads = k.shape[1]
     # The query heads that share a key head are stacked along the rows: one matrix product a key head.
-    q = (q * head_dim**-0.5).reshape(batch, kv_heads, heads // kv_heads * rows, head_dim)
-    scores = jnp.einsum("bgrk,bglk->bgrl", q, k, preferred_element_type=jnp.float32)
+    stacked = (q * head_dim**-0.5).reshape(batch, kv_heads, heads // kv_heads * rows, head_dim)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (mask.shape[0], 1, rows, k.shape[2]))
-        scores = jnp.where(jnp.tile(mask, (1, 1, heads // kv_heads, 1)), scores, -jnp.inf)
-    # The maximum only guards the exponential; the result does not depend on it, so neither does the gradient.
-    unnormalised = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    values = jnp.einsum("bgrl,bglk->bgrk", unnormalised.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = values / unnormalised.sum(axis=-1, keepdims=True)
-    return out.reshape(batch, heads, rows, head_dim).astype(q.dtype)
+        mask = jnp.tile(mask, (1, 1, heads // kv_heads, 1))
+    return _stacked(stacked, k, v, mask).reshape(q.shape).astype(q.dtype)
 
 
-def _library(q, k, v, mask):
+@jax.custom_vjp
+def _stacked(q, k, v, mask):
+    """softmax(q k^T) v of scaled queries [B, G, M, K]: one division at the end, which XLA fuses into one loop."""
+    unnormalised = _unnormalised(q, k, mask)
+    values = _product("bgml,bglk->bgmk", unnormalised.astype(v.dtype), v)
+    return values / unnormalised.sum(axis=-1, keepdims=True)
+
+
+def _unnormalised(q, k, mask):
+    scores = _product("bgmk,bglk->bgml", q, k)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    # The maximum only guards the exponential: the result does not depend on it.
+    return jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _stacked_forward(q, k, v, mask):
+    return _stacked(q, k, v, mask), (q, k, v, mask)
+
+
+def _stacked_backward(kept, cotangent):
+    """Computes the scores again, a chunk of batch rows at a time: nothing of size [B, H, L, L] is ever kept."""
+    q, k, v, mask = kept
+    batch = len(q)
+    limit = max(1, _CHUNK_BYTES // (4 * q.shape[1] * q.shape[2] * k.shape[2]))
+    rows = max(size for size in range(1, batch + 1) if batch % size == 0 and size <= limit)
+
+    def of_chunk(part):
+        q, k, v, cotangent, mask = part
+        unnormalised = _unnormalised(q, k, mask)
+        probabilities = unnormalised / unnormalised.sum(axis=-1, keepdims=True)
+        change = _product("bgmk,bglk->bgml", cotangent, v)
+        change = probabilities * (change - (probabilities * change).sum(axis=-1, keepdims=True))
+        probabilities, change = probabilities.astype(v.dtype), change.astype(q.dtype)
+        grads = (
+            _product("bgml,bglk->bgmk", change, k),
+            _product("bgml,bgmk->bglk", change, q),
+            _product("bgml,bgmk->bglk", probabilities, cotangent),
+        )
+        return tuple(grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
+
+    if mask is not None and rows < batch:
+        mask = jnp.broadcast_to(mask, (batch, *mask.shape[1:]))
+    whole = (q, k, v, cotangent.astype(q.dtype), mask)
+    if rows == batch:
+        return *of_chunk(whole), None
+    grads = jax.lax.map(of_chunk, jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), whole))
+    return *(grad.reshape(x.shape) for grad, x in zip(grads, (q, k, v), strict=True)), None
+
+
+_stacked.defvjp(_stacked_forward, _stacked_backward)
+
+
+def _library(q, k, v, mask, implementation=None):
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, mask=mask), 1, 2)
+    return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation), 1, 2)
 
 
-IMPLEMENTATIONS = {"reference": _reference, "batched": _batched, "library": _library}
+def _splash(q, k, v, mask, interpret=False):
+    if mask is not None:
+        raise ValueError("mask: splash attention is used without one; must be None")
+    heads, rows, keys = q.shape[1], q.shape[2], k.shape[2]
+
+    def on_device(q, k, v):
+        full = splash_attention.MultiHeadMask([splash_attention.FullMask((rows, keys))] * q.shape[1])
+        over_rows, over_keys = (math.gcd(size, _SPLASH_BLOCK) for size in (rows, keys))
+        blocks = splash_attention.BlockSizes(
+            block_q=over_rows, block_kv=over_keys, block_q_dkv=over_rows, block_kv_dkv=over_keys, block_q_dq=over_rows,
+            block_kv_dq=over_keys,
+        )  # fmt: skip
+        kernel = splash_attention.make_splash_mha(
+            full, head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret
+        )
+        return jax.vmap(kernel)(q, k, v)
+
+    k, v = (jnp.repeat(x, heads // x.shape[1], axis=1) for x in (k, v))
+    where = PartitionSpec(RULES[axes.BATCH], RULES[axes.HEADS])
+    return shard_by(on_device, (where, where, where), where)(q * q.shape[-1] ** -0.5, k, v)
+
+
+IMPLEMENTATIONS = {
+    "reference": _reference,
+    "batched": _batched,
+    "library": _library,
+    "cudnn": functools.partial(_library, implementation="cudnn"),
+    "splash": _splash,
+}

@@ -1,18 +1,24 @@
 """Cross-entropy of a large vocabulary without the logits: the head product tile by tile over the vocabulary.
 
 Forward keeps a running log-sum-exp; backward computes each tile's logits again. Peak memory holds [rows, tile], never
-[rows, V].
+[rows, V]. On a mesh every device works on its own rows and its own part of the vocabulary: one gather of the head,
+one scatter of its gradient, and sums over the vocabulary of a few numbers a row.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from dlm_jax import axes
+from dlm_jax.parallel import sharding
 
 # Below this many vocabulary entries the logits are small enough to be kept whole.
 _WHOLE_VOCAB = 8192
 # A tile is at most this share of the vocabulary: well under the 1/16 that the memory test allows.
 _TILE_SHARE = 32
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def default_tile(vocab_size):
@@ -39,52 +45,64 @@ def cross_entropy(hidden, kernel, targets, *, tile=None):
     return _tiled(hidden, kernel, targets, tile)
 
 
+def cross_entropy_reference(hidden, kernel, targets):
+    """The same as `cross_entropy`, with all logits at once."""
+    logits = _product("...d,vd->...v", hidden, kernel.astype(hidden.dtype))
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
 def cross_entropy_and_entropy(hidden, kernel, targets, *, tile=None):
     """Returns (-log p(target), entropy of p), p = softmax(hidden kernel^T), both float32[..., R] in nats.
 
     For measuring: it has no derivative of its own. Arguments as in `cross_entropy`.
     """
-    size = kernel.shape[0]
-    tile = min(tile or default_tile(size), size)
+    kernel = kernel.astype(hidden.dtype)
 
-    def add_tile(carry, starts):
-        largest, total, weighted, picked = carry
-        _, _, logits = _tile_logits(hidden, kernel, *starts, tile)
-        new_largest = jnp.maximum(largest, logits.max(axis=-1))
-        shrink = jnp.exp(largest - new_largest)
-        mass = jnp.exp(logits - new_largest[..., None])
-        total = total * shrink + mass.sum(axis=-1)
-        weighted = weighted * shrink + jnp.where(mass > 0, mass * logits, 0.0).sum(axis=-1)
-        offset = targets - starts[0]
-        inside = (targets >= starts[1]) & (offset < tile)
-        here = jnp.take_along_axis(logits, jnp.clip(offset, 0, tile - 1)[..., None], axis=-1)[..., 0]
-        return (new_largest, total, weighted, jnp.where(inside, here, picked)), None
+    def add_tile(carry, first, rows):
+        (largest, total), weighted = carry
+        logits = _product("...d,vd->...v", hidden, rows)
+        new = _add_mass((largest, total), logits)
+        mass = jnp.exp(logits - new[0][..., None])
+        weighted = weighted * jnp.exp(largest - new[0]) + jnp.where(mass > 0, mass * logits, 0.0).sum(axis=-1)
+        return (new, weighted), None
 
-    shape = targets.shape
-    start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(shape))
-    (largest, total, weighted, picked), _ = jax.lax.scan(add_tile, start, _tiles(size, tile))
+    start = (_no_mass(targets.shape), jnp.zeros(targets.shape))
+    ((largest, total), weighted), _ = _scan_tiles(add_tile, start, kernel, tile or default_tile(kernel.shape[0]))
     log_normaliser = largest + jnp.log(total)
-    return log_normaliser - picked, log_normaliser - weighted / total
+    return log_normaliser - _picked(hidden, kernel, targets), log_normaliser - weighted / total
 
 
-def cross_entropy_reference(hidden, kernel, targets):
-    """The same as `cross_entropy`, with all logits at once."""
-    logits = jnp.einsum("...d,vd->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+def _no_mass(shape):
+    return jnp.full(shape, -jnp.inf), jnp.zeros(shape)
 
 
-def _tiles(vocab_size, tile):
-    """Start of each tile; the last one is moved back to end at V, its overlap counted only once."""
-    starts = jnp.minimum(jnp.arange(-(-vocab_size // tile)) * tile, vocab_size - tile)
-    return starts, jnp.arange(-(-vocab_size // tile)) * tile
+def _add_mass(running, logits):
+    """(largest, sum of exp(logit - largest)) with the logits [..., v] of one more tile."""
+    largest, total = running
+    new_largest = jnp.maximum(largest, logits.max(axis=-1))
+    return new_largest, total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[..., None]).sum(axis=-1)
 
 
-def _tile_logits(hidden, kernel, start, first_new, tile):
-    rows = jax.lax.dynamic_slice_in_dim(kernel, start, tile, axis=0)
-    logits = jnp.einsum("...d,vd->...v", hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    ids = start + jnp.arange(tile)
-    return rows, ids, jnp.where(ids >= first_new, logits, -jnp.inf)
+def _picked(hidden, kernel, targets):
+    """float32[..., R], the logits of the targets."""
+    return _product("...d,...d->...", hidden, kernel[targets])
+
+
+def _scan_tiles(step, carry, kernel, tile):
+    """Runs step(carry, first id, rows [v, D]) -> (carry, out [v, ...]) over the vocabulary; returns (carry, out [V, ...])."""
+    size = kernel.shape[0]
+    tile = min(tile, size)
+    starts = jnp.arange(size // tile) * tile
+    carry, out = jax.lax.scan(
+        lambda carry, first: step(carry, first, jax.lax.dynamic_slice_in_dim(kernel, first, tile)), carry, starts
+    )
+    out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+    if size % tile:
+        first = size - size % tile
+        carry, last = step(carry, first, kernel[first:])
+        out = jax.tree.map(lambda *parts: jnp.concatenate(parts), out, last)
+    return carry, out
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -93,46 +111,99 @@ def _tiled(hidden, kernel, targets, tile):
 
 
 def _tiled_forward(hidden, kernel, targets, tile):
-    def add_tile(carry, starts):
-        largest, total, picked = carry
-        _, _, logits = _tile_logits(hidden, kernel, *starts, tile)
-        new_largest = jnp.maximum(largest, logits.max(axis=-1))
-        total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[..., None]).sum(axis=-1)
-        offset = targets - starts[0]
-        inside = (targets >= starts[1]) & (offset < tile)
-        here = jnp.take_along_axis(logits, jnp.clip(offset, 0, tile - 1)[..., None], axis=-1)[..., 0]
-        return (new_largest, total, jnp.where(inside, here, picked)), None
+    split = _Split.of(hidden, kernel)
 
-    shape = targets.shape
-    start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.zeros(shape))
-    (largest, total, picked), _ = jax.lax.scan(add_tile, start, _tiles(kernel.shape[0], tile))
-    log_normaliser = largest + jnp.log(total)
-    return log_normaliser - picked, (hidden, kernel, targets, log_normaliser)
+    def on_device(hidden, kernel, targets):
+        kernel, first_own = split.whole_rows(kernel, hidden.dtype)
+
+        def add_tile(running, first, rows):
+            return _add_mass(running, _product("...d,vd->...v", hidden, rows)), None
+
+        (largest, total), _ = _scan_tiles(add_tile, _no_mass(targets.shape), kernel, tile)
+        is_own = (targets >= first_own) & (targets < first_own + len(kernel))
+        picked = _picked(hidden, kernel, jnp.clip(targets - first_own, 0, len(kernel) - 1))
+        if split.vocab:
+            top = jax.lax.pmax(largest, split.vocab)
+            total = jax.lax.psum(total * jnp.exp(largest - top), split.vocab)
+            picked, largest = jax.lax.psum(jnp.where(is_own, picked, 0.0), split.vocab), top
+        log_normaliser = largest + jnp.log(total)
+        return log_normaliser - picked, log_normaliser
+
+    rows = split.rows(targets)
+    losses, log_normaliser = sharding.shard_by(
+        on_device, (split.rows(hidden), split.head, rows), (rows, rows)
+    )(hidden, kernel, targets)  # fmt: skip
+    return losses, (hidden, kernel, targets, log_normaliser)
 
 
-def _tiled_backward(tile, residuals, cotangent):
-    hidden, kernel, targets, log_normaliser = residuals
+def _tiled_backward(tile, kept, cotangent):
+    hidden, kernel = kept[:2]
+    split = _Split.of(hidden, kernel)
 
-    def add_tile(carry, starts):
-        hidden_grad, kernel_grad = carry
-        rows, ids, logits = _tile_logits(hidden, kernel, *starts, tile)
-        probabilities = jnp.exp(logits - log_normaliser[..., None])
-        is_target = (ids == targets[..., None]) & (ids >= starts[1])
-        logits_grad = ((probabilities - is_target) * cotangent[..., None]).astype(hidden.dtype)
-        hidden_grad += jnp.einsum(
-            "...v,vd->...d", logits_grad, rows.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
-        flat = logits_grad.reshape(-1, tile)
-        rows_grad = jnp.einsum(
-            "rv,rd->vd", flat, hidden.reshape(-1, hidden.shape[-1]), preferred_element_type=jnp.float32
-        )
-        rows_grad += jax.lax.dynamic_slice_in_dim(kernel_grad, starts[0], tile, axis=0)
-        kernel_grad = jax.lax.dynamic_update_slice_in_dim(kernel_grad, rows_grad, starts[0], axis=0)
-        return (hidden_grad, kernel_grad), None
+    def on_device(hidden, kernel, targets, log_normaliser, cotangent):
+        dtype = kernel.dtype
+        kernel, first_own = split.whole_rows(kernel, hidden.dtype)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        targets, log_normaliser, cotangent = (x.reshape(-1) for x in (targets, log_normaliser, cotangent))
 
-    start = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(kernel.shape, jnp.float32))
-    (hidden_grad, kernel_grad), _ = jax.lax.scan(add_tile, start, _tiles(kernel.shape[0], tile))
-    return hidden_grad.astype(hidden.dtype), kernel_grad.astype(kernel.dtype), None
+        def add_tile(hidden_grad, first, rows):
+            # Tokens first: the products with the head's rows then need no transposed copy.
+            probabilities = jnp.exp(_product("vd,rd->vr", rows, flat) - log_normaliser)
+            is_target = (first_own + first + jnp.arange(len(rows)))[:, None] == targets
+            change = ((probabilities - is_target) * cotangent).astype(flat.dtype)
+            return hidden_grad + _product("vr,vd->rd", change, rows), _product("vr,rd->vd", change, flat)
+
+        hidden_grad, kernel_grad = _scan_tiles(add_tile, jnp.zeros(flat.shape, jnp.float32), kernel, tile)
+        if split.vocab:
+            hidden_grad = jax.lax.psum(hidden_grad, split.vocab)
+        return hidden_grad.reshape(hidden.shape).astype(hidden.dtype), split.own_part(kernel_grad).astype(dtype)
+
+    specs = [split.rows(x) for x in (*kept[2:], cotangent)]
+    grads = sharding.shard_by(
+        on_device, (split.rows(hidden), split.head, *specs), (split.rows(hidden), split.head)
+    )(*kept, cotangent)  # fmt: skip
+    return *grads, None
+
+
+class _Split:
+    """How the mesh in use divides the head float[V, D] and the rows."""
+
+    def __init__(self, batch, vocab, embed):
+        self.batch, self.vocab, self.embed = batch, vocab, embed
+
+    @classmethod
+    def of(cls, hidden, kernel):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return cls((), (), ())
+        vocab, embed = (_names(part) for part in sharding.spec((axes.VOCAB, axes.EMBED), kernel.shape, mesh))
+        batch = _names(sharding.spec((axes.BATCH,), hidden.shape[:1], mesh)[0])
+        return cls(batch, vocab, embed)
+
+    @property
+    def head(self):
+        return PartitionSpec(self.vocab or None, self.embed or None)
+
+    def rows(self, array):
+        return PartitionSpec(self.batch or None, *[None] * (array.ndim - 1))
+
+    def whole_rows(self, kernel, dtype):
+        """This device's rows of the head, whole, in the dtype of the products, and the token of the first."""
+        kernel = kernel.astype(dtype)
+        if self.embed:
+            kernel = jax.lax.all_gather(kernel, self.embed, axis=1, tiled=True)
+        return kernel, jax.lax.axis_index(self.vocab) * len(kernel) if self.vocab else 0
+
+    def own_part(self, kernel_grad):
+        """The sum over all rows, of the part of the head that this device keeps."""
+        if self.embed:
+            kernel_grad = jax.lax.psum_scatter(kernel_grad, self.embed, scatter_dimension=1, tiled=True)
+        others = tuple(axis for axis in self.batch if axis not in self.embed)
+        return jax.lax.psum(kernel_grad, others) if others else kernel_grad
+
+
+def _names(part):
+    return () if part is None else (part,) if isinstance(part, str) else tuple(part)
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)

@@ -26,10 +26,16 @@ class Denoiser:
     Args:
       config: ModelConfig.
       vocab_size: V; the mask is token V, which can be read but never predicted.
+      platform: whose kernels and dtype are used, "cpu", "gpu" or "tpu"; None: those of the devices at hand.
     """
 
     config: ModelConfig
     vocab_size: int
+    platform: str | None = None
+
+    @property
+    def _platform(self):
+        return self.platform or jax.default_backend()
 
     @property
     def mask_id(self):
@@ -43,7 +49,7 @@ class Denoiser:
     def _parts(self):
         """(graphdef of the stem, graphdef of one block, logical axes)."""
         stem = nnx.eval_shape(lambda: transformer.Stem(self.config, self.vocab_size, nnx.Rngs(params=0)))
-        block = nnx.eval_shape(lambda: transformer.Block(self.config, nnx.Rngs(params=0)))
+        block = nnx.eval_shape(lambda: transformer.Block(self.config, nnx.Rngs(params=0), self._platform))
         stem_graph, stem_state = nnx.split(stem)
         block_graph, block_state = nnx.split(block)
 
@@ -63,7 +69,7 @@ class Denoiser:
             return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
         def init_block(block_key):
-            return pure(transformer.Block(self.config, nnx.Rngs(params=block_key)))
+            return pure(transformer.Block(self.config, nnx.Rngs(params=block_key), self._platform))
 
         layer_keys = rng.per_row(rng.stream(key, "blocks"), self.config.num_layers)
         stem = transformer.Stem(self.config, self.vocab_size, nnx.Rngs(params=rng.stream(key, "stem")))
@@ -79,7 +85,7 @@ class Denoiser:
         """The dtype of the computation."""
         name = self.config.dtype
         if name == "auto":
-            name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+            name = "float32" if self._platform == "cpu" else "bfloat16"
         return jnp.dtype(name)
 
     def hidden(
@@ -90,7 +96,8 @@ class Denoiser:
         Args:
           params: as returned by `init`.
           tokens: int32[B, L] in [0, V]; V is the mask.
-          rows: int32[B, R], the positions wanted; None for all. The last layer is computed only there.
+          rows: int32[P, R], the positions wanted, within groups of B / P consecutive rows of the batch (P = B: one's
+            own); None for all. The last layer is computed only there.
           time: float32[B], 0 = data, 1 = noise; needed if and only if the model is time-conditioned.
           positions: int32[B or 1, L] for RoPE; None for 0..L-1. With a cache: consecutive, the same for all rows.
           segment_ids: int32[B, L]; attention stays inside a segment.
@@ -99,7 +106,7 @@ class Denoiser:
             their keys and values are written into the cache, and they look at everything in it.
           key: PRNG key for dropout; None for none.
         Returns:
-          (H[B, R, D], cache with the new keys and values); H goes to `logits`.
+          (H[P, R, D], cache with the new keys and values); H goes to `logits`.
         Raises:
           ValueError: at trace time, naming the argument.
         """
@@ -130,16 +137,19 @@ class Denoiser:
                 cache=layer_cache,
             )  # fmt: skip
 
-        run_full = REMAT[self.config.remat](lambda x, layer: run_block(x, layer, None))
+        # A CPU gains a tenth from layers written out, for a few of them compiled soon enough.
+        unroll = self._platform == "cpu" and self.config.num_layers <= _MAX_UNROLLED
+        remat = REMAT[self.config.remat]
+        run_full = remat(lambda x, layer: run_block(x, layer, None))
         layers = (params["blocks"], layer_keys, None if cache is None else tuple(cache))
         x = stem.embed(tokens, self.dtype)
         if rows is None:
-            x, kept = jax.lax.scan(run_full, x, layers)
+            x, kept = jax.lax.scan(run_full, x, layers, unroll=unroll)
         else:
-            x, kept = jax.lax.scan(run_full, x, jax.tree.map(lambda leaf: leaf[:-1], layers))
-            x, last = run_block(x, jax.tree.map(lambda leaf: leaf[-1], layers), rows)
+            x, kept = jax.lax.scan(run_full, x, jax.tree.map(lambda leaf: leaf[:-1], layers), unroll=unroll)
+            x, last = remat(functools.partial(run_block, rows=rows))(x, jax.tree.map(lambda leaf: leaf[-1], layers))
             kept = jax.tree.map(lambda most, one: jnp.concatenate([most, one[None]]), kept, last)
-        return stem.finish(x, conditioning), None if cache is None else KeyValueCache(*kept)
+        return stem.finish(x, conditioning, rows, length), None if cache is None else KeyValueCache(*kept)
 
     def empty_cache(self, batch_size, length):
         """Returns a KeyValueCache for `hidden`, of B rows and L positions."""
@@ -214,8 +224,19 @@ VISIBILITY = {
     "block_causal": lambda queries, keys, block: (keys[:, None] // block <= queries[:, :, None] // block)[:, None],
     "causal": lambda queries, keys, block: (keys[:, None] <= queries[:, :, None])[:, None],
 }
+_MAX_UNROLLED = 8
+_policies = jax.checkpoint_policies
+# What the backward pass finds kept of a layer; what it does not find it computes again.
 REMAT = {
     "none": lambda layer: layer,
-    "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
-    "full": jax.checkpoint,
+    "elementwise": functools.partial(
+        jax.checkpoint, prevent_cse=False,
+        policy=_policies.save_from_both_policies(
+            _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(transformer.ATTENDED)
+        ),
+    ),
+    "dots": functools.partial(
+        jax.checkpoint, prevent_cse=False, policy=_policies.dots_with_no_batch_dims_saveable
+    ),
+    "full": functools.partial(jax.checkpoint, prevent_cse=False),
 }

@@ -9,10 +9,15 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from dlm_jax import axes
+from dlm_jax.diffusion.masking import scored_rows
 from dlm_jax.kernels.attention import attention
 from dlm_jax.models import cache as key_value_cache
+
+# The name under which rematerialisation policies find the result of attention.
+ATTENDED = "attended"
 
 
 def parameter(rngs, shape, logical_axes, *, fan_in=None, scale=1.0, value=None):
@@ -65,9 +70,9 @@ def rotary(x, positions, theta):
 class Attention(nnx.Module):
     """Multi-head attention with grouped key-value heads and optional query-key norm."""
 
-    def __init__(self, config, rngs):
+    def __init__(self, config, rngs, platform):
         d, h, g, k = config.embed_dim, config.num_heads, config.kv_heads, config.head_dim
-        self.config = config
+        self.config, self.platform = config, platform
         self.query = parameter(rngs, (d, h, k), (axes.EMBED, axes.HEADS, axes.HEAD_DIM), fan_in=d)
         self.key = parameter(rngs, (d, g, k), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), fan_in=d)
         self.value = parameter(rngs, (d, g, k), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), fan_in=d)
@@ -79,20 +84,25 @@ class Attention(nnx.Module):
             self.query_norm = RMSNorm(k, axes.HEAD_DIM, rngs)
             self.key_norm = RMSNorm(k, axes.HEAD_DIM, rngs)
 
-    def __call__(self, x, x_rows, positions, row_positions, mask, cache):
-        q = self._heads(x_rows, self.query[...])
+    def __call__(self, x, asking, positions, asking_positions, mask, cache, answered=None):
+        """Mixes the values of x [B, L, D] for the queries of `asking` [B, R, D], or for the groups `answered` of them."""
+        q = self._heads(asking, self.query[...])
         k = self._heads(x, self.key[...])
         v = self._heads(x, self.value[...])
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
-        q = rotary(q, row_positions, self.config.rope_theta)
+        q = rotary(q, asking_positions, self.config.rope_theta)
         k = rotary(k, positions, self.config.rope_theta)
         if cache is not None:  # the tokens of this call are consecutive: their first position says where they belong
             k, v = (key_value_cache.write(kept, new, positions[0, 0]) for kept, new in zip(cache, (k, v), strict=True))
             cache = (k, v)
-        mixed = jnp.swapaxes(attention(q, k, v, mask=mask), 1, 2)  # [B, R, H, K]
+        mixed = checkpoint_name(attention(q, k, v, mask=mask, platform=self.platform), ATTENDED)
+        mixed = jnp.swapaxes(mixed, 1, 2)  # [B, R, H, K]
+        mixed = mixed.reshape(*mixed.shape[:2], -1)
+        if answered is not None:
+            mixed = scored_rows(mixed, answered)
         out = self.out[...]
-        return project(mixed.reshape(*mixed.shape[:2], -1), out.reshape(-1, out.shape[-1])), cache
+        return project(mixed, out.reshape(-1, out.shape[-1])), cache
 
     def _heads(self, x, kernel):
         """[B, L, D] times [D, H, K] -> [B, H, L, K]."""
@@ -130,13 +140,14 @@ class Modulation(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP, each in a pre-norm residual branch; with `rows` only those positions leave the block.
 
+    `rows` is int32[P, R], positions within groups of B / P consecutive rows of the batch.
     `cache` is None, or the keys and values of this layer; it comes back with those of the tokens of this call.
     """
 
-    def __init__(self, config, rngs):
+    def __init__(self, config, rngs, platform):
         self.config = config
         self.attention_norm = RMSNorm(config.embed_dim, axes.EMBED, rngs)
-        self.attention = Attention(config, rngs)
+        self.attention = Attention(config, rngs, platform)
         self.mlp_norm = RMSNorm(config.embed_dim, axes.EMBED, rngs)
         self.mlp = SwiGLU(config, rngs)
         if config.time_conditioning:
@@ -149,19 +160,34 @@ class Block(nnx.Module):
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(conditioning, x.dtype)
         keys = (None, None) if key is None else jax.random.split(key)
         normed = self.attention_norm(x) * (1 + scale_a) + shift_a
-        normed_rows, row_positions = normed, positions
+        asking, asking_positions, answered = normed, positions, None
         if rows is not None:
             # The last layer needs keys and values everywhere, but queries and the MLP only for the rows asked for.
-            x, normed_rows = (jnp.take_along_axis(y, rows[..., None], axis=1) for y in (x, normed))
-            everywhere = jnp.broadcast_to(positions, (rows.shape[0], positions.shape[1]))
-            row_positions = jnp.take_along_axis(everywhere, rows, axis=1)
-            if mask is not None:
-                mask = jnp.broadcast_to(mask, (rows.shape[0], *mask.shape[1:]))
-                mask = jnp.take_along_axis(mask, rows[:, None, :, None], axis=2)
-        branch, cache = self.attention(normed, normed_rows, positions, row_positions, mask, cache)
+            batch, length = x.shape[:2]
+            x = scored_rows(x, rows)
+            if len(rows) == batch:
+                asking = scored_rows(normed, rows)
+                asking_positions = scored_rows(jnp.broadcast_to(positions, (batch, length)), rows)
+                if mask is not None:
+                    mask = jnp.broadcast_to(mask, (batch, *mask.shape[1:]))
+                    mask = jnp.take_along_axis(mask, rows[:, None, :, None], axis=2)
+            else:  # a row of keys answers a number of queries that is known only for the group: all ask, some leave
+                answered = rows
+                gate_a, shift_m, scale_m, gate_m = (
+                    _of_group(part, rows, length) for part in (gate_a, shift_m, scale_m, gate_m)
+                )
+        branch, cache = self.attention(normed, asking, positions, asking_positions, mask, cache, answered)
         x = x + gate_a * dropout(branch, self.config.dropout, keys[0])
         branch = self.mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m)
         return x + gate_m * dropout(branch, self.config.dropout, keys[1]), cache
+
+
+def _of_group(modulation, rows, length):
+    """[B, 1, D] of the rows of a batch -> [P, R, D], each position's own; numbers stay as they are."""
+    if isinstance(modulation, float):
+        return modulation
+    per_group = modulation.reshape(len(rows), -1, modulation.shape[-1])
+    return jnp.take_along_axis(per_group, (rows // length)[..., None], axis=1)
 
 
 def dropout(x, rate, key):
@@ -199,10 +225,12 @@ class Stem(nnx.Module):
         features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         return jax.nn.silu(jax.nn.silu(features @ self.time_in[...]) @ self.time_out[...])
 
-    def finish(self, x, conditioning):
+    def finish(self, x, conditioning, rows=None, length=None):
         x = self.final_norm(x)
         if conditioning is not None:
             shift, scale = self.final_modulation(conditioning, x.dtype)
+            if rows is not None and len(rows) < len(shift):
+                shift, scale = _of_group(shift, rows, length), _of_group(scale, rows, length)
             x = x * (1 + scale) + shift
         return x
 

@@ -83,3 +83,16 @@ def batch_sharding(mesh, ndim=2):
 def replicated(mesh):
     """Returns the NamedSharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_by(function, in_specs, out_specs):
+    """Returns the function run by every device on its own part of the arrays, as a kernel needs that XLA cannot split.
+
+    Args:
+      function: of arrays.
+      in_specs, out_specs: PartitionSpecs over the axes of the mesh in use (jax.set_mesh); without one nothing changes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import optax
 
 from dlm_jax import rng
-from dlm_jax.diffusion import masking
 from dlm_jax.training.state import TrainState
 
 
@@ -20,9 +19,11 @@ def question_loss(denoiser, params, question, *, segment_ids=None, key=None):
       key: PRNG key for dropout, or None.
     """
     time = question.time if denoiser.needs_time else None
-    hidden, _ = denoiser.hidden(params, question.inputs, time=time, segment_ids=segment_ids, key=key)
-    # Only the scored rows reach the head.
-    losses = denoiser.token_losses(params, masking.scored_rows(hidden, question.scored), question.targets)
+    # Only the scored rows leave the last layer and reach the head.
+    hidden, _ = denoiser.hidden(
+        params, question.inputs, rows=question.rows, time=time, segment_ids=segment_ids, key=key
+    )
+    losses = denoiser.token_losses(params, hidden, question.targets)
     return jnp.sum(question.weights * losses)
 
 
@@ -44,37 +45,37 @@ def make_train_step(denoiser, objective, optimizer, config, root_key):
         question = objective(rng.stream(root_key, "mask", step, index), tokens, segment_ids)
         dropout_key = rng.stream(root_key, "dropout", step, index)
         total = question_loss(denoiser, params, question, segment_ids=segment_ids, key=dropout_key)
-        return total, (question.normaliser, question.constant)
+        return total / question.normaliser, (question.normaliser, question.constant)
 
     gradient = jax.value_and_grad(micro_loss, has_aux=True)
 
     def accumulate(params, step, batch):
-        """Sums loss, weight and gradient over micro-batches, each with its own noise."""
-        split = jax.tree.map(lambda x: _micro_batches(x, config.micro_batches), batch)
+        """Returns mean loss, weight, constant and mean gradient over micro-batches, each with its own noise."""
         if config.micro_batches == 1:
-            only = jax.tree.map(lambda x: x[0], split)
-            (total, (weight, constant)), grads = gradient(params, step, 0, only["tokens"], only.get("segment_ids"))
-            return total, weight, constant, grads
+            (loss, (weight, constant)), grads = gradient(params, step, 0, batch["tokens"], batch.get("segment_ids"))
+            return loss, weight, constant, grads
 
         def add(carry, micro):
             index, rows = micro
-            (total, (weight, constant)), grads = gradient(params, step, index, rows["tokens"], rows.get("segment_ids"))
-            return jax.tree.map(jnp.add, carry, (total, weight, grads)), constant
+            (loss, (weight, constant)), grads = gradient(params, step, index, rows["tokens"], rows.get("segment_ids"))
+            weighted = jax.tree.map(lambda x: x * weight, (loss, grads))
+            return jax.tree.map(jnp.add, carry, (*weighted, weight)), constant
 
-        zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        (total, weight, grads), constants = jax.lax.scan(add, zeros, (jnp.arange(config.micro_batches), split))
-        return total, weight, constants[0], grads
+        split = jax.tree.map(lambda x: _micro_batches(x, config.micro_batches), batch)
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params), jnp.float32(0))
+        (total, grads, weight), constants = jax.lax.scan(add, zeros, (jnp.arange(config.micro_batches), split))
+        loss, grads = jax.tree.map(lambda x: x / weight, (total, grads))
+        return loss, weight, constants[0], grads
 
     def train_step(state, batch):
-        total, weight, constant, grads = accumulate(state.params, state.step, batch)
-        grads = jax.tree.map(lambda g: g / weight, grads)
+        loss, weight, constant, grads = accumulate(state.params, state.step, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, params)
         one = jnp.float32(1)
         metrics = {
-            "loss": (total + constant * weight, weight),
+            "loss": ((loss + constant) * weight, weight),
             "grad_norm": (optax.tree.norm(grads), one),
             "param_norm": (optax.tree.norm(params), one),
         }

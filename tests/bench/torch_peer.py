@@ -1,10 +1,15 @@
 """The same work in plain PyTorch, to be timed beside ours: `dlm bench --also tests/bench/torch_peer.py` (needs torch).
 
-A masked-diffusion training step (MDLM: a mask rate a row, loss on masked positions, all logits) and its ancestral
-sampler (all rows of the head at every step), with the layers, widths and batches of the reference shapes.
+A masked-diffusion training step (MDLM: a mask rate a row, loss on masked positions, all logits, AdamW and an average
+of the weights) and its ancestral sampler (all rows of the head at every step), with the layers, widths and batches of
+the reference shapes. PyTorch runs in a process of its own, with the memory allocator and threads that its users have.
 """
 
+import dataclasses
+import functools
 import math
+import subprocess
+import sys
 
 import torch
 from torch import nn
@@ -67,6 +72,7 @@ def train(shape):
     torch.manual_seed(0)
     network = Network(shape.config.model, shape.vocab_size, length)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4)
+    average = [parameter.detach().clone() for parameter in network.parameters()]
     x0 = torch.randint(0, shape.vocab_size, (batch, length))
 
     def run():
@@ -79,6 +85,7 @@ def train(shape):
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+        torch._foreach_lerp_(average, [parameter.detach() for parameter in network.parameters()], 1e-4)
         assert math.isfinite(loss.item())
 
     return Work(f"train/{shape.name} torch", run, batch * length, works.train_flops(shape))
@@ -104,5 +111,27 @@ def sample(shape):
 
 
 def works_beside():
-    """Returns the Works that `dlm bench --also` adds."""
-    return [make(shape) for shape in works.reference_shapes() for make in (train, sample)]
+    """Returns the Works that `dlm bench --also` adds; each asks the other process to run and waits for its answer."""
+    peer = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(name):
+        print(name, file=peer.stdin, flush=True)
+        if peer.stdout.readline().strip() != name:
+            raise RuntimeError(f"{name}: the PyTorch process ended")
+
+    return [
+        dataclasses.replace(work, run=functools.partial(ask, work.name))
+        for work in (make(shape) for shape in works.reference_shapes() for make in (train, sample))
+    ]
+
+
+def _serve():
+    """Runs the works whose names come in, a line each, until there are no more."""
+    known = {work.name: work for shape in works.reference_shapes() for make in (train, sample) for work in [make(shape)]}
+    for line in sys.stdin:
+        known[line.strip()].run()
+        print(line.strip(), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
