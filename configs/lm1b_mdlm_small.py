@@ -14,6 +14,7 @@ def get_config():
     c = owt_mdlm_small.get_config()
     c.data.source = "tfds:lm1b"
     c.data.tokenizer = "bert-base-uncased/tokenizer.json"
+    c.data.vocab_size = 30_522
     c.data.length = 128
     c.data.split = "hash"
     c.data.validation_fraction = 0.01

@@ -13,6 +13,7 @@ def get_config():
     c = base.get_config()
     c.data.source = "owt/*.jsonl"
     c.data.tokenizer = "gpt2/tokenizer.json"
+    c.data.vocab_size = 50_257
     c.data.length = 1024
     c.data.split = "last"
     c.data.validation_fraction = 0.0125  # 100k of 8.0M documents

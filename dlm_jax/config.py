@@ -46,7 +46,7 @@ class DataConfig:
     normalize: tuple = ()  # of text: nfkc, casefold, whitespace, in this order
     terminology: str = ""  # CSV file of variant,canonical: every variant is replaced
     tokenizer: str = "bytes"  # bytes | text8 | letters | bpe | path to a tokenizer.json
-    vocab_size: int = 4096  # of a "bpe" tokenizer, trained on the train split
+    vocab_size: int = 4096  # of a "bpe" tokenizer, trained on the train split; of a tokenizer.json that is not here yet
     length: int = 128
     validation_fraction: float = 0.1  # of documents
     split: str = "hash"  # hash: documents by content hash | last: the last documents
@@ -702,6 +702,23 @@ def sample_config(values):
       ValueError: as `from_dict`.
     """
     return _build(SampleConfig, values, "sample.")
+
+
+def with_overrides(run, changes):
+    """Returns a RunConfig with other values.
+
+    Args:
+      run: RunConfig.
+      changes: {"group.field": value}.
+    Raises:
+      ValueError: naming the field, its value and what is allowed.
+    """
+    values = to_dict(run)
+    for name, value in changes.items():
+        group, _, field = name.rpartition(".")
+        target = values[group] if group else values
+        target[field] = value
+    return from_dict(values)
 
 
 def save(run, path):

@@ -45,7 +45,10 @@ FIELD_RULES = [
         r"^model\.attention='sideways': must be one of bidirectional, block_causal, causal",
     ),
     ({"model.dtype": "float16"}, r"^model\.dtype='float16': must be one of auto, float32, bfloat16"),
-    ({"model.remat": "dot"}, r"^model\.remat='dot': must be one of none, elementwise, dots, full \(did you mean 'dots'\?\)$"),
+    (
+        {"model.remat": "dot"},
+        r"^model\.remat='dot': must be one of none, elementwise, dots, full \(did you mean 'dots'\?\)$",
+    ),
     ({"model.num_layers": 0}, r"^model\.num_layers=0: must be at least 1$"),
     ({"model.embed_dim": 0}, r"^model\.embed_dim=0: must be at least 1$"),
     ({"model.num_heads": 0}, r"^model\.num_heads=0: must be at least 1$"),

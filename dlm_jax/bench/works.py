@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from dlm_jax import config as configs
+from dlm_jax.aot.programs import peak_memory_bytes
 from dlm_jax.bench.timing import Work
 from dlm_jax.data.batches import Batches
 from dlm_jax.data.packing import Rows
@@ -20,7 +21,7 @@ from dlm_jax.evaluation import evaluators, likelihood
 from dlm_jax.models.denoiser import Denoiser
 from dlm_jax.sampling import loop
 from dlm_jax.training import optimizers, state
-from dlm_jax.training.step import make_train_step
+from dlm_jax.training.step import make_train_step, required_flops
 
 _BATCHES = 20  # batches a timed run of the data pipeline
 _BLOCK = 32
@@ -71,14 +72,12 @@ def train(shape):
         held["state"], metrics = compiled(held["state"], batch)
         jax.block_until_ready((held["state"], metrics))
 
-    return Work(f"train/{shape.name}", run, batch["tokens"].size, train_flops(shape), _peak(compiled))
+    return Work(f"train/{shape.name}", run, batch["tokens"].size, train_flops(shape), peak_memory_bytes(compiled))
 
 
 def train_flops(shape):
     """Returns float, the required operations of one training step."""
-    length = shape.config.data.length
-    masked = (length + 1) / (2 * length)
-    return 3.0 * shape.denoiser.flops(length, masked) * shape.config.train.batch_size * length
+    return required_flops(shape.denoiser, shape.config)
 
 
 def sample(shape):
@@ -150,13 +149,3 @@ def cached_sampling(shape):
 def _tokens(shape):
     size = (shape.config.train.batch_size, shape.config.data.length)
     return np.random.default_rng(0).integers(0, shape.vocab_size, size).astype(np.int32)
-
-
-def _peak(compiled):
-    account = compiled.memory_analysis()
-    peak = getattr(account, "peak_memory_in_bytes", 0)
-    live = (
-        account.argument_size_in_bytes + account.output_size_in_bytes - account.alias_size_in_bytes
-        + account.temp_size_in_bytes
-    )  # fmt: skip
-    return int(max(peak, live))

@@ -18,6 +18,7 @@ VERBS = {
     "plan": "how many steps, of which sizes, in which order: the recommendation and its report",
     "sample": "samples from a trained model",
     "bench": "speed of training, sampling and evaluation beside what this machine can do",
+    "compile": "compile a config for accelerators that are not here: memory, operations, collectives",
     "inspect": "parameters, shapes and configuration of a workdir",
     "study": "runs a published experiment again: convergence, prediction, orders, cleaning, samplers",
 }

@@ -54,7 +54,8 @@ def row_losses(
             if mesh is not None:
                 where = sharding.batch_sharding(mesh)
                 tokens, segments, others = jax.device_put((tokens, segments, others), where)
-            answer = losses(tokens, rng.stream(key, "eval", index), segments, *others)
+            with sharding.on_mesh(mesh):
+                answer = losses(tokens, rng.stream(key, "eval", index), segments, *others)
             parts.append(jax.tree.map(lambda part, n=count - start: np.asarray(part, np.float64)[:n], answer))
             progress.update(min(count, start + batch_size))
             if keep_in:

@@ -9,7 +9,9 @@
 | splash    | tpu      | Pallas splash attention with a full mask, inside shard_map where there is a mesh  |
 """
 
+import ctypes.util
 import functools
+import importlib.util
 import math
 
 import jax
@@ -50,9 +52,19 @@ def best_implementation(platform, q, k, mask):
         return "batched"
     if mask is None and platform == "tpu" and q.shape[2] % 128 == 0 and k.shape[2] % 128 == 0:
         return "splash"
-    if mask is None and platform == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128:
+    is_narrow = q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    if mask is None and platform == "gpu" and is_narrow and _has_cudnn():
         return "cudnn"
     return "library"
+
+
+@functools.cache
+def _has_cudnn():
+    """Whether cuDNN is installed, as a Python package or on the system."""
+    try:
+        return importlib.util.find_spec("nvidia.cudnn") is not None
+    except ModuleNotFoundError:
+        return ctypes.util.find_library("cudnn") is not None
 
 
 def _reference(q, k, v, mask):

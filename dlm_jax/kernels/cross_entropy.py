@@ -12,20 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from dlm_jax import axes
+from dlm_jax.kernels.tiles import default_tile, scan_tiles
 from dlm_jax.parallel import sharding
 
-# Below this many vocabulary entries the logits are small enough to be kept whole.
-_WHOLE_VOCAB = 8192
-# A tile is at most this share of the vocabulary: well under the 1/16 that the memory test allows.
-_TILE_SHARE = 32
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-
-def default_tile(vocab_size):
-    """Returns the number of vocabulary entries computed at a time."""
-    if vocab_size <= _WHOLE_VOCAB:
-        return vocab_size
-    return -(-vocab_size // _TILE_SHARE // 128) * 128
 
 
 def cross_entropy(hidden, kernel, targets, *, tile=None):
@@ -68,7 +58,7 @@ def cross_entropy_and_entropy(hidden, kernel, targets, *, tile=None):
         return (new, weighted), None
 
     start = (_no_mass(targets.shape), jnp.zeros(targets.shape))
-    ((largest, total), weighted), _ = _scan_tiles(add_tile, start, kernel, tile or default_tile(kernel.shape[0]))
+    ((largest, total), weighted), _ = scan_tiles(add_tile, start, kernel, tile or default_tile(kernel.shape[0]))
     log_normaliser = largest + jnp.log(total)
     return log_normaliser - _picked(hidden, kernel, targets), log_normaliser - weighted / total
 
@@ -89,22 +79,6 @@ def _picked(hidden, kernel, targets):
     return _product("...d,...d->...", hidden, kernel[targets])
 
 
-def _scan_tiles(step, carry, kernel, tile):
-    """Runs step(carry, first id, rows [v, D]) -> (carry, out [v, ...]) over the vocabulary; returns (carry, out [V, ...])."""
-    size = kernel.shape[0]
-    tile = min(tile, size)
-    starts = jnp.arange(size // tile) * tile
-    carry, out = jax.lax.scan(
-        lambda carry, first: step(carry, first, jax.lax.dynamic_slice_in_dim(kernel, first, tile)), carry, starts
-    )
-    out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
-    if size % tile:
-        first = size - size % tile
-        carry, last = step(carry, first, kernel[first:])
-        out = jax.tree.map(lambda *parts: jnp.concatenate(parts), out, last)
-    return carry, out
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _tiled(hidden, kernel, targets, tile):
     return _tiled_forward(hidden, kernel, targets, tile)[0]
@@ -119,7 +93,7 @@ def _tiled_forward(hidden, kernel, targets, tile):
         def add_tile(running, first, rows):
             return _add_mass(running, _product("...d,vd->...v", hidden, rows)), None
 
-        (largest, total), _ = _scan_tiles(add_tile, _no_mass(targets.shape), kernel, tile)
+        (largest, total), _ = scan_tiles(add_tile, _no_mass(targets.shape), kernel, tile)
         is_own = (targets >= first_own) & (targets < first_own + len(kernel))
         picked = _picked(hidden, kernel, jnp.clip(targets - first_own, 0, len(kernel) - 1))
         if split.vocab:
@@ -153,7 +127,7 @@ def _tiled_backward(tile, kept, cotangent):
             change = ((probabilities - is_target) * cotangent).astype(flat.dtype)
             return hidden_grad + _product("vr,vd->rd", change, rows), _product("vr,rd->vd", change, flat)
 
-        hidden_grad, kernel_grad = _scan_tiles(add_tile, jnp.zeros(flat.shape, jnp.float32), kernel, tile)
+        hidden_grad, kernel_grad = scan_tiles(add_tile, jnp.zeros(flat.shape, jnp.float32), kernel, tile)
         if split.vocab:
             hidden_grad = jax.lax.psum(hidden_grad, split.vocab)
         return hidden_grad.reshape(hidden.shape).astype(hidden.dtype), split.own_part(kernel_grad).astype(dtype)

@@ -14,6 +14,7 @@ from flax import nnx
 from dlm_jax import axes, rng
 from dlm_jax.config import ModelConfig
 from dlm_jax.kernels.cross_entropy import cross_entropy, cross_entropy_and_entropy
+from dlm_jax.kernels.unmask import unmask
 from dlm_jax.models import cache as key_value_cache
 from dlm_jax.models import transformer
 from dlm_jax.models.cache import KeyValueCache
@@ -164,6 +165,10 @@ class Denoiser:
         kernel = self.head_kernel(params).astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
 
+    def unmask(self, params, hidden, keys, temperature):
+        """Returns the kernels.unmask.Unmasked of [..., R, D]: tokens drawn with keys[..., R], and their certainty."""
+        return unmask(hidden, self.head_kernel(params), keys, temperature, platform=self._platform)
+
     def token_losses(self, params, hidden, targets):
         """Returns float32[...], -log p(target) in nats of [..., D], without ever holding all logits."""
         return cross_entropy(hidden, self.head_kernel(params), targets)
@@ -230,13 +235,12 @@ _policies = jax.checkpoint_policies
 REMAT = {
     "none": lambda layer: layer,
     "elementwise": functools.partial(
-        jax.checkpoint, prevent_cse=False,
+        jax.checkpoint,
+        prevent_cse=False,
         policy=_policies.save_from_both_policies(
             _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(transformer.ATTENDED)
         ),
     ),
-    "dots": functools.partial(
-        jax.checkpoint, prevent_cse=False, policy=_policies.dots_with_no_batch_dims_saveable
-    ),
+    "dots": functools.partial(jax.checkpoint, prevent_cse=False, policy=_policies.dots_with_no_batch_dims_saveable),
     "full": functools.partial(jax.checkpoint, prevent_cse=False),
 }

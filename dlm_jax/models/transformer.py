@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from dlm_jax import axes
 from dlm_jax.diffusion.masking import scored_rows
 from dlm_jax.kernels.attention import attention
+from dlm_jax.kernels.embedding import embed
 from dlm_jax.models import cache as key_value_cache
 
 # The name under which rematerialisation policies find the result of attention.
@@ -85,7 +86,7 @@ class Attention(nnx.Module):
             self.key_norm = RMSNorm(k, axes.HEAD_DIM, rngs)
 
     def __call__(self, x, asking, positions, asking_positions, mask, cache, answered=None):
-        """Mixes the values of x [B, L, D] for the queries of `asking` [B, R, D], or for the groups `answered` of them."""
+        """Mixes the values of x [B, L, D] for the queries of `asking` [B, R, D]; only `answered` [P, R] leave, if given."""
         q = self._heads(asking, self.query[...])
         k = self._heads(x, self.key[...])
         v = self._heads(x, self.value[...])
@@ -215,7 +216,7 @@ class Stem(nnx.Module):
             self.final_modulation = Modulation(config, rngs, 2)
 
     def embed(self, tokens, dtype):
-        return self.embedding[...][tokens].astype(dtype)
+        return embed(self.embedding[...], tokens, dtype)
 
     def embed_time(self, time):
         """float32[B] in [0, 1] -> float32[B, time_dim]; sinusoids of 1000 t, then a two-layer MLP."""

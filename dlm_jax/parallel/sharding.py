@@ -4,6 +4,9 @@ Parameters are split over `fsdp` along embed and over `tensor` along heads, MLP 
 `replica` and `fsdp`.
 """
 
+import contextlib
+import math
+
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -26,6 +29,16 @@ RULES = {
 _MAY_STAY_WHOLE = (axes.VOCAB,)
 
 
+def mesh_axes(axis, mesh):
+    """Returns the mesh axes of more than one device that a logical axis is divided over, a tuple of names."""
+    return tuple(a for a in RULES[axis] if mesh.shape[a] > 1)
+
+
+def ways(names, mesh):
+    """Returns int, the number of parts that mesh axes make."""
+    return math.prod(mesh.shape[a] for a in names)
+
+
 def spec(logical, shape, mesh, name="array"):
     """Returns the PartitionSpec of one array.
 
@@ -41,18 +54,16 @@ def spec(logical, shape, mesh, name="array"):
     for axis, size in zip(logical, shape, strict=True):
         if axis not in RULES:
             raise ValueError(f"{name}: unknown logical axis {axis!r}; known: {', '.join(str(a) for a in RULES)}")
-        mesh_axes = tuple(a for a in RULES[axis] if mesh.shape[a] > 1)
-        ways = 1
-        for a in mesh_axes:
-            ways *= mesh.shape[a]
-        if size % ways:
+        names = mesh_axes(axis, mesh)
+        count = ways(names, mesh)
+        if size % count:
             if axis not in _MAY_STAY_WHOLE:
                 raise ValueError(
-                    f"{name}: dimension {axis!r} of size {size} must be divisible by {ways}, "
-                    f"the size of mesh axes {'x'.join(mesh_axes)}"
+                    f"{name}: dimension {axis!r} of size {size} must be divisible by {count}, "
+                    f"the size of mesh axes {'x'.join(names)}"
                 )
-            mesh_axes = ()
-        parts.append(mesh_axes if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
+            names = ()
+        parts.append(names if len(names) > 1 else (names[0] if names else None))
     return PartitionSpec(*parts)
 
 
@@ -76,8 +87,7 @@ def parameter_shardings(logical_axes, abstract_params, mesh):
 
 def batch_sharding(mesh, ndim=2):
     """Returns the NamedSharding of a batch: rows over replica and fsdp, everything else whole."""
-    mesh_axes = tuple(a for a in RULES[axes.BATCH] if mesh.shape[a] > 1)
-    return NamedSharding(mesh, PartitionSpec(mesh_axes or None, *[None] * (ndim - 1)))
+    return NamedSharding(mesh, PartitionSpec(mesh_axes(axes.BATCH, mesh) or None, *[None] * (ndim - 1)))
 
 
 def replicated(mesh):
@@ -85,12 +95,17 @@ def replicated(mesh):
     return NamedSharding(mesh, PartitionSpec())
 
 
+def on_mesh(mesh):
+    """Returns a context in which functions are traced for a mesh; None: for one device."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
 def shard_by(function, in_specs, out_specs):
     """Returns the function run by every device on its own part of the arrays, as a kernel needs that XLA cannot split.
 
     Args:
       function: of arrays.
-      in_specs, out_specs: PartitionSpecs over the axes of the mesh in use (jax.set_mesh); without one nothing changes.
+      in_specs, out_specs: PartitionSpecs over the axes of the mesh in use (`on_mesh`); without one nothing changes.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

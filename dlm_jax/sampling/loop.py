@@ -23,6 +23,7 @@ import numpy as np
 from dlm_jax import rng
 from dlm_jax.config import SampleConfig, sample_config, split_choice
 from dlm_jax.information.schedules import check_sizes, uniform_sizes
+from dlm_jax.kernels.unmask import of_logits
 from dlm_jax.parallel import sharding
 from dlm_jax.sampling import canvas as canvases
 from dlm_jax.sampling import guidance, remasking, token_choice, transitions
@@ -166,7 +167,8 @@ def run(
     rows = _Rows(canvas, given, unconditional)
     if mesh is not None:
         params, rows = _spread(mesh, params, rows)
-    state = program(params, key, rows, layout.stage, steps, dials)
+    with sharding.on_mesh(mesh):
+        state = program(params, key, rows, layout.stage, steps, dials)
     return Samples(*(np.asarray(part)[:batch] for part in (state.tokens, state.nfe, state.reveal_step)))
 
 
@@ -540,12 +542,9 @@ class _Sampler(NamedTuple):
         masked = state.tokens == self.denoiser.mask_id
         state = state._replace(share=self._hit(state.share, masked, now))
         time = self._time(state)
-        if self.how.knows_rows:
-            rows, is_due, logits = self._known(state, masked, now, size, time, window)
-            drawn = self._draw(rows, logits, now)
-        else:
-            rows, is_due, logits, drawn = self._chosen(state, masked, now, size, time, window)
-        after = self._write(state, rows, is_due, logits, drawn, now)
+        choose = self._known if self.how.knows_rows else self._chosen
+        rows, is_due, seen = choose(state, masked, now, size, time, window)
+        after = self._write(state, rows, is_due, seen, now)
         after = after._replace(nfe=state.nfe + is_due.any(axis=1))
         if self.how.remasking in remasking.SIGMAS:
             after = self._take_back(state, after, masked, now)
@@ -561,78 +560,71 @@ class _Sampler(NamedTuple):
         is_due = (slots < now.stop)[None] & jnp.take_along_axis(masked, rows, axis=1)
         inside = jnp.clip(rows - window.start, 0, window.width - 1)
         hidden, _ = self._hidden(state.tokens, inside, time, window)
-        return rows, is_due, self.denoiser.logits(self.params, hidden)
+        return rows, is_due, self._look(hidden, rows, now)
 
     def _chosen(self, state, masked, now, size, time, window):
         """Rows chosen by what is predicted for them, or by chance: the head runs on all rows of the window."""
         is_open = self._slice(masked & (self.stage[None] == now.stage), window)
         hidden, _ = self._hidden(state.tokens, None, time, window)
-        logits = self.denoiser.logits(self.params, hidden).astype(jnp.float32)
         places = jnp.broadcast_to(window.start + jnp.arange(window.width), is_open.shape)
         if self.how.is_ancestral:
-            share = self._reveal_share(state, masked, now)
-            if self.how.numerics == "published":
-                keys = self._keys(places, now, always=True)
-                logits = self._filter(logits)
-                convention = "mdlm" if self.how.transition == "ancestral_mdlm" else "md4"
-                drawn = token_choice.published_mixture(keys, logits, self.dials.temperature, share, convention)
-                is_last = now.turn == now.num_turns - 1
-                best = jnp.argmax(logits, axis=-1)
-                is_due = is_open & ((drawn < logits.shape[-1]) | is_last)
-                return places, is_due, logits, jnp.where(is_last, best, drawn).astype(jnp.int32)
-            is_due = is_open & (self._uniform("reveal", now, window) < share)
-            return places, is_due, logits, self._draw(places, logits, now)
-
-        drawn = self._draw(places, logits, now) if self.how.selection == "drawn" else None
-        looked_at = self._filter(logits, is_scaled=True) if self.how.scores == "filtered" else logits
-        log_p = jax.nn.log_softmax(looked_at, axis=-1)
-        if drawn is not None:
-            certainty = jnp.take_along_axis(log_p, drawn[..., None], axis=-1)[..., 0]
-        else:
-            certainty = selections.confidence(log_p)
-        entropy = -selections.negative_entropy(log_p)
+            return places, *self._revealed_by_chance(state, masked, now, hidden, places, is_open, window)
+        draws_all = size >= window.width or self.how.selection == "drawn"
+        seen = self._look(hidden, places, now, is_drawn=draws_all)
         if self.how.selection == "random":
             turn_of = jnp.argsort(self.order, axis=1)
             scores = -self._slice(turn_of, window).astype(jnp.float32)
-        elif self.how.selection == "drawn":
-            scores = certainty
         else:
-            scores = selections.SCORES[self.how.selection](log_p)
+            scores = selections.SCORES[self.how.selection](seen)
         if self.how.has_order_noise:
             scores += self.dials.order_temperature * self._gumbel("selection", now, window)
         turn = selections.turns(scores, is_open, self.how.spacing)
         by_turn = jnp.argsort(turn, axis=1)
         count = is_open.sum(axis=1)
         is_ranked = jnp.arange(window.width)[None] < count[:, None]
+        certainty = seen.log_prob if self.how.selection == "drawn" else seen.largest
         in_stage = self.stage[None] == now.stage
         candidates = transitions.Candidates(
             count=count,
             filled=(in_stage & ~masked).sum(axis=1),
             at_start=(in_stage & (self.canvas == self.denoiser.mask_id)).sum(axis=1),
             confidence=jnp.where(is_ranked, jnp.exp(jnp.take_along_axis(certainty, by_turn, axis=1)), 0.0),
-            entropy=jnp.where(is_ranked, jnp.take_along_axis(entropy, by_turn, axis=1), jnp.inf),
+            entropy=jnp.where(is_ranked, jnp.take_along_axis(seen.entropy, by_turn, axis=1), jnp.inf),
         )
         reveal = transitions.count_of(self.how.transition, now, candidates, self.dials.transition)
-        if size >= window.width or drawn is not None:
-            is_due = turn < reveal[:, None]
-            return places, is_due, logits, self._draw(places, logits, now) if drawn is None else drawn
+        if draws_all:
+            return places, turn < reveal[:, None], seen
         rows = by_turn[:, :size]
         is_due = jnp.arange(size)[None] < reveal[:, None]
-        logits = jnp.take_along_axis(logits, rows[..., None], axis=1)
+        rows_in_hidden = rows.reshape((1,) * (hidden.ndim - 3) + (*rows.shape, 1))
+        hidden = jnp.take_along_axis(hidden, rows_in_hidden, axis=-2)
         rows = rows + window.start
-        return rows, is_due, logits, self._draw(rows, logits, now)
+        return rows, is_due, self._look(hidden, rows, now)
 
-    def _write(self, state, rows, is_due, logits, drawn, now):
+    def _revealed_by_chance(self, state, masked, now, hidden, places, is_open, window):
+        """Every open position by itself: is_due and Unmasked."""
+        share = self._reveal_share(state, masked, now)
+        if self.how.numerics == "exact":
+            is_due = is_open & (self._uniform("reveal", now, window) < share)
+            return is_due, self._look(hidden, places, now)
+        logits = self._filter(self.denoiser.logits(self.params, hidden).astype(jnp.float32))
+        convention = "mdlm" if self.how.transition == "ancestral_mdlm" else "md4"
+        keys = self._keys(places, now, always=True)
+        drawn = token_choice.published_mixture(keys, logits, self.dials.temperature, share, convention)
+        is_last = now.turn == now.num_turns - 1
+        seen = of_logits(logits, None, self.dials.temperature)
+        tokens = jnp.where(is_last, seen.tokens, drawn).astype(jnp.int32)
+        return is_open & ((drawn < logits.shape[-1]) | is_last), seen._replace(tokens=tokens)
+
+    def _write(self, state, rows, is_due, seen, now):
         """The state with the drawn tokens where they are due."""
         row_index = jnp.arange(len(rows))[:, None]
         where = jnp.where(is_due, rows, self.canvas.shape[1])  # out of range: dropped
         decoded = state.decoded
         if self.how.remasking == "remdm_confidence":
-            log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-            chances = jnp.exp(jnp.take_along_axis(log_p, drawn[..., None], axis=-1)[..., 0])
-            decoded = decoded.at[row_index, where].set(chances, mode="drop")
+            decoded = decoded.at[row_index, where].set(jnp.exp(seen.log_prob), mode="drop")
         return state._replace(
-            tokens=state.tokens.at[row_index, where].set(drawn, mode="drop"),
+            tokens=state.tokens.at[row_index, where].set(seen.tokens, mode="drop"),
             reveal_step=state.reveal_step.at[row_index, where].set(now.index, mode="drop"),
             decoded=decoded,
         )
@@ -668,8 +660,7 @@ class _Sampler(NamedTuple):
         open_ = state.tokens.at[row_index, where].set(self.denoiser.mask_id, mode="drop")
         time = self._time(state._replace(tokens=open_))
         hidden, _ = self._hidden(open_, rows, time, window)
-        logits = self.denoiser.logits(self.params, hidden)
-        drawn = self._draw(rows, logits, now, name="correct")
+        drawn = self._look(hidden, rows, now, name="correct").tokens
         after = state._replace(tokens=state.tokens.at[row_index, where].set(drawn, mode="drop"))
         return after._replace(nfe=state.nfe + is_due.any(axis=1))
 
@@ -732,11 +723,19 @@ class _Sampler(NamedTuple):
             logits = logits / jnp.where(self.dials.temperature > 0, self.dials.temperature, 1.0)
         return logits
 
-    def _draw(self, rows, logits, now, name="token"):
-        """Tokens for int32[B, R] positions; a position's noise depends on the row, the position and, where a position
-        may be drawn again, the step: not on how steps are padded or how many rows there are."""
-        keys = self._keys(rows, now, name=name)
-        return token_choice.categorical(keys, self._filter(logits), self.dials.temperature, numerics=self.how.numerics)
+    def _look(self, hidden, rows, now, *, is_drawn=True, name="token"):
+        """The Unmasked of int32[B, R] positions; a position's noise depends on the row, the position and, where a
+        position may be drawn again, the step: not on how steps are padded or how many rows there are."""
+        how, keys = self.how, self._keys(rows, now, name=name) if is_drawn else None
+        scores_filtered = how.scores == "filtered" and how.selection != "random"
+        is_filtered = how.has_top_k or how.has_top_p or scores_filtered
+        if hasattr(self.denoiser, "unmask") and how.numerics == "exact" and not is_filtered:
+            return self.denoiser.unmask(self.params, hidden, keys, self.dials.temperature)
+        logits = self.denoiser.logits(self.params, hidden).astype(jnp.float32)
+        seen = self._filter(logits, is_scaled=True) if scores_filtered else logits
+        return of_logits(
+            seen, keys, self.dials.temperature, drawn_from=self._filter(logits), draw=token_choice.NOISE[how.numerics]
+        )
 
     def _keys(self, rows, now, always=False, name="token"):
         keys = self.row_keys if name == "token" else rng.per_row(rng.stream(self.key, name), len(rows))

@@ -18,23 +18,24 @@ import jax.numpy as jnp
 from dlm_jax.config import SELECTIONS
 
 
-def confidence(log_p):
-    """float32[B, W, V], log-probabilities -> float32[B, W], log of the largest one."""
-    return log_p.max(axis=-1)
+def confidence(seen):
+    """kernels.unmask.Unmasked of [B, W] -> float32[B, W], log-probability of the most probable token."""
+    return seen.largest
 
 
-def margin(log_p):
-    """float32[B, W, V], log-probabilities -> float32[B, W], the largest probability minus the second."""
-    # Two passes for a maximum: a top-2 sorts on some backends, which is many times slower.
-    is_best = jnp.arange(log_p.shape[-1]) == jnp.argmax(log_p, axis=-1, keepdims=True)
-    second = jnp.where(is_best, -jnp.inf, log_p).max(axis=-1)
-    return jnp.exp(log_p.max(axis=-1)) - jnp.exp(second)
+def margin(seen):
+    """Unmasked of [B, W] -> float32[B, W], the largest probability minus the second."""
+    return jnp.exp(seen.largest) - jnp.exp(seen.second)
 
 
-def negative_entropy(log_p):
-    """float32[B, W, V], log-probabilities -> float32[B, W], minus their entropy, nats."""
-    p = jnp.exp(log_p)
-    return jnp.where(p > 0, p * log_p, 0.0).sum(axis=-1)
+def negative_entropy(seen):
+    """Unmasked of [B, W] -> float32[B, W], minus the entropy, nats."""
+    return -seen.entropy
+
+
+def drawn(seen):
+    """Unmasked of [B, W] -> float32[B, W], log-probability of the drawn token."""
+    return seen.log_prob
 
 
 def turns(scores, is_candidate, spacing=1):
@@ -71,5 +72,5 @@ def check(name, argument="selection"):
         raise ValueError(f"{argument}={name!r}: must be one of {', '.join(SELECTIONS)}")
 
 
-# Scores from the marginals; "random" and "drawn" have none.
-SCORES = {"confidence": confidence, "margin": margin, "entropy": negative_entropy}
+# "random" has none.
+SCORES = {"confidence": confidence, "margin": margin, "entropy": negative_entropy, "drawn": drawn}

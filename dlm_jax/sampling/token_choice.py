@@ -1,13 +1,16 @@
 """Which token a position gets: exact draws from its own conditional, or from what filters leave of it.
 
 The mask outcome is never one of the categories: positions are picked first, then tokens, with separate keys. Noise is
-drawn in float32 from 32 + 32 random bits whatever the dtype of the logits; low-range Gumbel noise drops rare tokens
+drawn in float32 from 48 random bits whatever the dtype of the logits; low-range Gumbel noise drops rare tokens
 and 16-bit noise is far off (Zheng et al. 2409.02908). `NOISE["published"]` and `published_mixture` do what old
 float32 samplers did, to compare with published figures only.
 """
 
 import jax
 import jax.numpy as jnp
+
+from dlm_jax.kernels import noise
+from dlm_jax.kernels.unmask import of_logits
 
 
 def gumbel(key, shape):
@@ -20,16 +23,16 @@ def low_range_gumbel(key, shape):
     return jax.random.gumbel(key, shape, jnp.float32, mode="low")
 
 
-# numerics -> noise
-NOISE = {"exact": gumbel, "published": low_range_gumbel}
-
-
-def noise_of(keys, size, numerics="exact"):
-    """Returns float32[..., size] Gumbel noise, one key[...] a row: a row's noise depends on its own key only."""
-    draw = NOISE[numerics]
+def low_range_of_rows(keys, size):
+    """Returns float32[..., size] of it, one key[...] a row."""
+    draw = low_range_gumbel
     for _ in keys.shape:
         draw = jax.vmap(draw, (0, None))
     return draw(keys, (size,))
+
+
+# numerics -> (keys[...], V) -> float32[..., V] Gumbel noise; a row's depends on its own key only.
+NOISE = {"exact": noise.gumbel_of_rows, "published": low_range_of_rows}
 
 
 def categorical(keys, logits, temperature, *, numerics="exact"):
@@ -43,10 +46,7 @@ def categorical(keys, logits, temperature, *, numerics="exact"):
     Returns:
       int32[...].
     """
-    logits = logits.astype(jnp.float32)
-    # Multiplying the noise instead of dividing the logits covers temperature 0 without a division.
-    noise = noise_of(keys, logits.shape[-1], numerics)
-    return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
+    return of_logits(logits, keys, temperature, draw=NOISE[numerics]).tokens
 
 
 def keep_likely(logits, temperature, *, top_k=None, top_p=None):
@@ -114,7 +114,7 @@ def published_mixture(keys, logits, temperature, share, convention):
     log_p = jax.nn.log_softmax(_scaled(logits, temperature), axis=-1)
     p = jnp.concatenate([share * jnp.exp(log_p), jnp.broadcast_to(1 - share, (*log_p.shape[:-1], 1))], axis=-1)
     if convention == "md4":
-        return jnp.argmax(jnp.log(p) + noise_of(keys, p.shape[-1], "published"), axis=-1).astype(jnp.int32)
+        return jnp.argmax(jnp.log(p) + low_range_of_rows(keys, p.shape[-1]), axis=-1).astype(jnp.int32)
     draw = jax.random.uniform
     for _ in keys.shape:
         draw = jax.vmap(draw, (0, None))

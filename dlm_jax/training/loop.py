@@ -27,7 +27,7 @@ from dlm_jax.parallel import multihost, sharding
 from dlm_jax.progress import Progress
 from dlm_jax.training import checkpoint, optimizers, writers
 from dlm_jax.training import state as states
-from dlm_jax.training.step import make_train_step
+from dlm_jax.training.step import make_train_step, required_flops
 
 # Dense bfloat16 peaks of one device, FLOP/s, as the makers state them. Matched by the start of device_kind.
 PEAK_FLOPS = {
@@ -148,7 +148,13 @@ def compiled_step(run):
     )
     batch = {name: sharding.batch_sharding(run.mesh) for name in run.batches(0)}
     whole = sharding.replicated(run.mesh)
-    return jax.jit(step, in_shardings=(run.shardings, batch), out_shardings=(run.shardings, whole), donate_argnums=0)
+    step = jax.jit(step, in_shardings=(run.shardings, batch), out_shardings=(run.shardings, whole), donate_argnums=0)
+
+    def on_mesh(state, batch):
+        with sharding.on_mesh(run.mesh):
+            return step(state, batch)
+
+    return on_mesh
 
 
 def initial_state(run):
@@ -295,8 +301,7 @@ class _Meter:
         config = run.config
         self._sinks, self._report = sinks, report
         self._tokens = config.train.batch_size * config.data.length
-        head_share = 1.0 if config.diffusion.objective == "autoregressive" else 0.5
-        self._flops = 3 * run.denoiser.flops(config.data.length, head_share) * self._tokens
+        self._flops = required_flops(run.denoiser, config)
         self._peak = (config.log.peak_flops or _peak_flops()) * jax.device_count()
         self._waiting = None
         self._clock, self._clock_step = None, 0

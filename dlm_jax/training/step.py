@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dlm_jax import config as configs
 from dlm_jax import rng
 from dlm_jax.training.state import TrainState
 
@@ -82,6 +83,24 @@ def make_train_step(denoiser, objective, optimizer, config, root_key):
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step
+
+
+def required_flops(denoiser, config):
+    """Returns float, the operations that one training step requires, whatever the implementation.
+
+    Three forward passes: 2 a multiply-add, the body for every token with attention over all keys, the head on the rows
+    that are scored.
+
+    Args:
+      denoiser: Denoiser.
+      config: RunConfig.
+    """
+    length, scored = config.data.length, 1.0
+    if configs.uses_pairs(config.diffusion):
+        scored = (length + 1) / (2 * length)
+    elif config.diffusion.objective != "autoregressive":
+        scored = 0.5  # independent masks: half of the tokens on average, though all rows are computed
+    return 3.0 * denoiser.flops(length, scored) * config.train.batch_size * length
 
 
 def _micro_batches(x, count):

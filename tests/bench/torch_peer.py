@@ -127,7 +127,9 @@ def works_beside():
 
 def _serve():
     """Runs the works whose names come in, a line each, until there are no more."""
-    known = {work.name: work for shape in works.reference_shapes() for make in (train, sample) for work in [make(shape)]}
+    known = {
+        work.name: work for shape in works.reference_shapes() for make in (train, sample) for work in [make(shape)]
+    }
     for line in sys.stdin:
         known[line.strip()].run()
         print(line.strip(), flush=True)

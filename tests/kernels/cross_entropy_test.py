@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm_jax.kernels import cross_entropy as module
+from dlm_jax.kernels import tiles as module
 from dlm_jax.kernels.cross_entropy import cross_entropy, cross_entropy_reference
 
 

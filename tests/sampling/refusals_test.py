@@ -224,7 +224,7 @@ def test_every_value_of_every_table_is_known_to_the_sampler():
         loop.transitions.COUNTS
     )
     assert set(configs.REMASKINGS) == {"none", "corrector"} | set(loop.remasking.SIGMAS)
-    assert set(configs.SELECTIONS) == {"random", "drawn"} | set(loop.selections.SCORES)
+    assert set(configs.SELECTIONS) == {"random"} | set(loop.selections.SCORES)
     assert set(loop.transitions.ADAPTIVE) == {n for n, bounds in configs.TRANSITIONS.items() if bounds is not None}
 
 

@@ -1,0 +1,199 @@
+"""The programs of a configuration, compiled for a topology: no device of it is needed, no parameter is made."""
+
+import collections
+import dataclasses
+import os
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh
+
+from dlm_jax import config as configs
+from dlm_jax import rng
+from dlm_jax.diffusion import objectives
+from dlm_jax.models.denoiser import Denoiser
+from dlm_jax.parallel import mesh as meshes
+from dlm_jax.parallel import sharding
+from dlm_jax.training import optimizers, state
+from dlm_jax.training.step import make_train_step
+
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a program, per device.
+
+    Args:
+      seconds: of compiling.
+      peak_memory_bytes: arguments, results and temporaries together, where they live at the same time.
+      shortfall_bytes: by how much that exceeds the device's memory; 0 = it fits.
+      collectives: {name: how many in the program; one inside a loop counts once}.
+      kernels: {name of a Pallas kernel or library call: how many}.
+    """
+
+    seconds: float
+    peak_memory_bytes: int
+    shortfall_bytes: int
+    collectives: dict
+    kernels: dict
+
+
+class Unavailable(Exception):
+    """The compiler for a topology is not installed."""
+
+
+def devices_of(topology):
+    """Returns the devices of a Topology as numpy array [n], without any of them being here.
+
+    Raises:
+      Unavailable: if the compiler for them is not installed.
+    """
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    extra = "aot" if topology.platform == "tpu" else "aot_gpu"
+    try:
+        found = topologies.get_topology_desc(**topology.compiler_arguments)
+    except Exception as error:  # whatever the plugin raises: it is missing, or does not know the topology
+        text = " ".join(str(error).split())[:200]
+        raise Unavailable(f"{topology.name}: cannot compile for it here ({text}); pip install 'dlm_jax[{extra}]'") from None
+    return np.asarray(found.devices)
+
+
+def mesh_of(topology, shape):
+    """Returns the Mesh (replica, fsdp, tensor) over the devices of a Topology."""
+    devices = devices_of(topology)
+    if topology.platform == "tpu":
+        arranged = mesh_utils.create_device_mesh(shape, list(devices.flat), allow_split_physical_axes=True)
+    else:
+        arranged = devices.reshape(shape)
+    return Mesh(arranged, meshes.AXES, axis_types=(AxisType.Auto,) * len(meshes.AXES))
+
+
+def train_step(config, vocab_size, topology):
+    """Returns the lowered training step of a RunConfig on a Topology.
+
+    Raises:
+      ValueError: if the mesh does not fit; Unavailable.
+    """
+    mesh = mesh_of(topology, configs.check_devices(config, topology.num_devices))
+    denoiser = Denoiser(config.model, vocab_size, topology.platform)
+    optimizer = optimizers.make_optimizer(config.optimizer, config.train.num_steps, denoiser.logical_axes)
+    objective = objectives.make_objective(config.diffusion, vocab_size)
+    abstract, shardings = state.state_shardings(denoiser, optimizer, mesh)
+    step = make_train_step(denoiser, objective, optimizer, config.train, rng.stream(jax.random.key(config.seed), "train"))
+    rows = sharding.batch_sharding(mesh)
+    names = ("tokens", "segment_ids") if config.data.segment_ids else ("tokens",)
+    shape = (config.train.batch_size, config.data.length)
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name in names}
+    jitted = jax.jit(
+        step, in_shardings=(shardings, {name: rows for name in names}),
+        out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0,
+    )  # fmt: skip
+    with sharding.on_mesh(mesh):
+        return jitted.lower(state.with_shardings(abstract, shardings), batch)
+
+
+def compile_for(lowered, topology):
+    """Returns the Compiled of a lowered program; one that does not fit is no error.
+
+    Args:
+      lowered: jax.stages.Lowered.
+      topology: Topology.
+    """
+    started = time.monotonic()
+    try:
+        executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
+            raise
+        wanted = int(float(needed[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[needed[2]])
+        return Compiled(time.monotonic() - started, wanted, max(1, wanted - topology.memory_bytes), {}, {})
+    seconds = time.monotonic() - started
+    peak = peak_memory_bytes(executable)
+    text = executable.as_text()
+    return Compiled(seconds, peak, max(0, peak - topology.memory_bytes), collectives(text), kernels(text))
+
+
+def peak_memory_bytes(executable):
+    """Returns int, the bytes of a compiled program on one device by the compiler's account."""
+    account = executable.memory_analysis()
+    live = (
+        account.argument_size_in_bytes + account.output_size_in_bytes - account.alias_size_in_bytes
+        + account.temp_size_in_bytes
+    )  # fmt: skip
+    return int(max(getattr(account, "peak_memory_in_bytes", 0), live))
+
+
+def collectives(text):
+    """Returns {name: count} of the collectives in a compiled program's text.
+
+    What a compiler cuts into pieces, to run it beside other work, has one channel and counts once.
+    """
+    found = collections.defaultdict(set)
+    for line in text.splitlines():
+        kind = re.search(rf"= (.*?) ({'|'.join(_COLLECTIVES)})(?:-start)?\(", line)
+        channel = re.search(r"channel_id=(\d+)", line)
+        if kind:
+            # Those of shard_map share a channel: their shapes tell them apart.
+            shape = re.sub(r"\{[^}]*\}", "", kind[1])
+            found[kind[2]].add((channel and channel[1], shape if channel and channel[1] == "1" else ""))
+    return {name: len(found[name]) for name in _COLLECTIVES if found[name]}
+
+
+def kernels(text):
+    """Returns {name: count} of the kernels in a compiled program's text that XLA did not make."""
+    counts = collections.Counter()
+    for line in text.splitlines():
+        target = re.search(r'custom_call_target="([^"]+)"', line)
+        if not target or not re.search(r"tpu_custom_call|triton|cudnn|mosaic", target[1]):
+            continue
+        name = re.search(r'kernel_name[\\": =]+([\w.]+)', line) or re.search(r"%([\w.-]+?)(?:\.\d+)? =", line)
+        counts[name[1]] += 1
+    return dict(counts)
+
+
+def fit(config, vocab_size, topology, say=lambda text: None):
+    """Returns (Compiled, suggestion or None): the smallest change that makes it fit, checked by compiling it.
+
+    Args:
+      config: RunConfig.
+      vocab_size: V.
+      topology: Topology.
+      say: called with lines worth knowing.
+    """
+    found = compile_for(train_step(config, vocab_size, topology), topology)
+    if not found.shortfall_bytes:
+        return found, None
+    for change in _changes(config):
+        try:
+            changed = configs.with_overrides(config, change)
+            lowered = train_step(changed, vocab_size, topology)
+        except ValueError:
+            continue  # the mesh does not allow it
+        text = " ".join(f"--config.{name}={value}" for name, value in change.items())
+        say(f"does not fit; trying {text}")
+        if not compile_for(lowered, topology).shortfall_bytes:
+            return found, text
+    return found, None
+
+
+def _changes(config):
+    """Changes of a RunConfig that save memory, the cheapest first."""
+    if config.mesh.replica > 1:
+        yield {"mesh.replica": 1, "mesh.fsdp": 0}
+    if config.model.remat != "full":
+        yield {"model.remat": "full"}
+    for factor in (2, 4, 8, 16, 32):
+        yield {"model.remat": "full", "train.micro_batches": config.train.micro_batches * factor}
+    for tensor in (2, 4, 8):
+        if tensor > config.mesh.tensor:
+            yield {
+                "model.remat": "full", "train.micro_batches": config.train.micro_batches * 32, "mesh.tensor": tensor,
+                "mesh.fsdp": 0,
+            }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Where a run goes: topologies by their users' names."""
