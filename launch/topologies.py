@@ -14,7 +14,7 @@ import re
 
 # Bytes that a program may use on one device, as the compilers state them.
 _GIB = 2**30
-_MEMORY = {"v4": 30.75 * _GIB, "v5e": 15.75 * _GIB, "v5p": 94.75 * _GIB, "v6e": 31.25 * _GIB, "H100": 84929347584}
+_MEMORY = {"v4": 30.75 * _GIB, "v5e": 15.75 * _GIB, "v5p": 95.74 * _GIB, "v6e": 31.25 * _GIB, "H100": 84929347584}
 # Dense bfloat16 FLOP/s of one device, and bytes/s of its memory, as the makers state them.
 _PEAKS = {
     "v4": (275e12, 1228e9), "v5e": (197e12, 819e9), "v5p": (459e12, 2765e9), "v6e": (918e12, 1640e9),
@@ -91,7 +91,7 @@ def parse(name):
     found = re.fullmatch(r"h100(?::|x)?(\d+)(?:x(\d+))?", name.lower()) or re.fullmatch(r"h100()()", name.lower())
     if found:
         first, second = (int(part) if part else None for part in found.groups())
-        dims = (1, first or 1) if second is None else (first, second)
+        dims = (1, 1 if first is None else first) if second is None else (first, second)
         if min(dims) < 1:
             raise ValueError(f"topology {name!r}: needs at least one GPU")
         return Topology(name, "H100", dims)

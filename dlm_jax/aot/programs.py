@@ -60,7 +60,9 @@ def devices_of(topology):
         found = topologies.get_topology_desc(**topology.compiler_arguments)
     except Exception as error:  # whatever the plugin raises: it is missing, or does not know the topology
         text = " ".join(str(error).split())[:200]
-        raise Unavailable(f"{topology.name}: cannot compile for it here ({text}); pip install 'dlm_jax[{extra}]'") from None
+        raise Unavailable(
+            f"{topology.name}: cannot compile for it here ({text}); pip install 'dlm_jax[{extra}]'"
+        ) from None
     return np.asarray(found.devices)
 
 
@@ -85,13 +87,15 @@ def train_step(config, vocab_size, topology):
     optimizer = optimizers.make_optimizer(config.optimizer, config.train.num_steps, denoiser.logical_axes)
     objective = objectives.make_objective(config.diffusion, vocab_size)
     abstract, shardings = state.state_shardings(denoiser, optimizer, mesh)
-    step = make_train_step(denoiser, objective, optimizer, config.train, rng.stream(jax.random.key(config.seed), "train"))
+    step = make_train_step(
+        denoiser, objective, optimizer, config.train, rng.stream(jax.random.key(config.seed), "train")
+    )
     rows = sharding.batch_sharding(mesh)
     names = ("tokens", "segment_ids") if config.data.segment_ids else ("tokens",)
     shape = (config.train.batch_size, config.data.length)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name in names}
     jitted = jax.jit(
-        step, in_shardings=(shardings, {name: rows for name in names}),
+        step, in_shardings=(shardings, dict.fromkeys(names, rows)),
         out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0,
     )  # fmt: skip
     with sharding.on_mesh(mesh):
@@ -109,7 +113,7 @@ def compile_for(lowered, topology):
     try:
         executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
+        needed = re.search(r"(?:Used |temporaries \()([\d.]+)([KMG])", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
             raise
         wanted = int(float(needed[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[needed[2]])

@@ -1,6 +1,5 @@
 """dlm compile: a config's training step, compiled for hardware that is not here: memory, operations, collectives."""
 
-import dataclasses
 import os
 import pathlib
 
