@@ -1,7 +1,7 @@
 """LLaDA 8B's shape (Nie et al. 2025): 32 layers, width 4096, 32 heads, MLP 12288, 126,464 tokens, length 4096.
 
-To be trained from scratch on a pod; published: 2.3T tokens at a global batch of 1280 rows. Differences: exact mask counts
-in place of independent masking (the same loss in expectation), and the batch is a power of two. Check a slice first:
+To be trained from scratch on a pod; published: 2.3T tokens at a global batch of 1280 rows. Differences: exact mask
+counts in place of independent masking (the same loss in expectation), a batch of a power of two. Check a slice first:
 
 dlm compile --config llada_8b --topology v5p-128
 dlm train --config llada_8b --workdir gs://bucket/llada --config.data.source='corpus/*.jsonl'

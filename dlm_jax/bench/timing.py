@@ -20,7 +20,8 @@ class Work:
 
     Args:
       name: str, for example "train/A".
-      run: () -> None, does the work once and waits until it is done.
+      run: () -> None or seconds, does the work once and waits until it is done; returns how long the host took to ask
+        for it, where that is known.
       tokens: int, that one run is about; 0 where there are none.
       flops: float, operations required by formula, whatever the implementation; 0 where they do not count.
       peak_memory_bytes: int, of its program by the compiler's account, or None.
@@ -57,7 +58,8 @@ def ceilings(dtype):
 
 
 def measure(works, *, repeats=5, quiet=False, interval=10.0, clock=time.perf_counter):
-    """Returns {name: {"seconds", "spread", "first_seconds"}}: medians of interleaved runs after one that compiles.
+    """Returns {name: {"seconds", "spread", "first_seconds", "dispatch_seconds"}}: medians of interleaved runs after one
+    that compiles.
 
     Args:
       works: list of Work.
@@ -65,12 +67,13 @@ def measure(works, *, repeats=5, quiet=False, interval=10.0, clock=time.perf_cou
       quiet, interval: of the progress report.
       clock: () -> seconds.
     """
-    seconds = np.zeros((repeats + 1, len(works)))
+    seconds, dispatch = np.zeros((2, repeats + 1, len(works)))
     with Progress("timing", (repeats + 1) * len(works), quiet=quiet, interval=interval) as progress:
         for repeat in range(repeats + 1):
             for index, work in enumerate(works):
                 started = clock()
-                work.run()
+                asked = work.run()
+                dispatch[repeat, index] = np.nan if asked is None else asked
                 seconds[repeat, index] = clock() - started
                 progress.update(progress.done + 1)
     low, middle, high = np.quantile(seconds[1:], (0.25, 0.5, 0.75), axis=0)
@@ -78,6 +81,7 @@ def measure(works, *, repeats=5, quiet=False, interval=10.0, clock=time.perf_cou
         work.name: {
             "seconds": float(middle[index]), "spread": float(high[index] - low[index]) / 2,
             "first_seconds": float(seconds[0, index]),
+            "dispatch_seconds": None if np.isnan(dispatch[1:, index]).any() else float(np.median(dispatch[1:, index])),
         }
         for index, work in enumerate(works)
     }  # fmt: skip
@@ -87,8 +91,8 @@ def table(works, timings):
     """Returns (ceiling, rows) of plain values, as `dlm bench` prints them.
 
     ceiling: {"flops_per_second" of the best matrix product, "bytes_per_second"}; a row: name, seconds, spread (half the
-    range of the middle half), first_seconds (compiling included), tokens_per_second, share_of_ceiling,
-    peak_memory_bytes, and the notes of its work.
+    range of the middle half), first_seconds, dispatch_seconds (of the host, to ask for it), tokens_per_second,
+    share_of_ceiling, peak_memory_bytes, and the notes of its work (compile_seconds where it was compiled beforehand).
     """
     best = max(work.flops / timings[work.name]["seconds"] for work in works if work.name.startswith("ceiling/matmul"))
     copied = next(work for work in works if work.name == "ceiling/copy")

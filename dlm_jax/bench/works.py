@@ -7,6 +7,7 @@ sampling); a training step is three forward passes.
 
 import dataclasses
 import functools
+import time
 
 import jax
 import numpy as np
@@ -66,13 +67,19 @@ def train(shape):
     step = jax.jit(make_train_step(denoiser, objective, optimizer, config.train, root), donate_argnames=("state",))
     batch = {"tokens": jax.device_put(_tokens(shape))}
     held = {"state": state.init_state(denoiser, optimizer, root)}
+    started = time.perf_counter()
     compiled = step.lower(held["state"], batch).compile()
+    notes = {"compile_seconds": time.perf_counter() - started}
 
     def run():
+        started = time.perf_counter()
         held["state"], metrics = compiled(held["state"], batch)
+        asked = time.perf_counter() - started
         jax.block_until_ready((held["state"], metrics))
+        return asked
 
-    return Work(f"train/{shape.name}", run, batch["tokens"].size, train_flops(shape), peak_memory_bytes(compiled))
+    peak = peak_memory_bytes(compiled)
+    return Work(f"train/{shape.name}", run, batch["tokens"].size, train_flops(shape), peak, notes)
 
 
 def train_flops(shape):

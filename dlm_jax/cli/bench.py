@@ -18,6 +18,7 @@ def define_flags(values):
                         flag_values=values)  # fmt: skip
     flags.DEFINE_string("config", None, "config file, or the name of a shipped one, instead of A and B",
                         flag_values=values)  # fmt: skip
+    flags.DEFINE_string("vs", None, "another config, timed in turn with --config", flag_values=values)
     flags.DEFINE_integer("vocab_size", 32768, "of --config, as its tokenizer would give", flag_values=values)
     flags.DEFINE_integer("num_steps", 32, "of the sampler of --config", flag_values=values)
     flags.DEFINE_list("only", None, "names that begin so: train, sample/A, blocks, ...; default: all but blocks",
@@ -45,12 +46,20 @@ def run(values):
             raise ValueError(f"--{name}={values[name].value}: must be at least {low}")
     from dlm_jax.bench import timing, works
 
-    if values["config"].value is None:
-        shapes = works.reference_shapes()
-    else:
-        config = options.load_config_file(values["config"].value)
-        name = pathlib.Path(values["config"].value).stem
-        shapes = [works.Shape(name, config, values["vocab_size"].value, values["num_steps"].value)]
+    given = [values[flag].value for flag in ("config", "vs") if values[flag].value is not None]
+    if values["vs"].value is not None and values["config"].value is None:
+        raise ValueError(f"--vs={values['vs'].value}: needs --config, the first of the two")
+    if len({pathlib.Path(path).stem for path in given}) < len(given):
+        raise ValueError(f"--vs={values['vs'].value}: must have another name than --config={values['config'].value}")
+    shapes = [
+        works.Shape(
+            pathlib.Path(path).stem,
+            options.load_config_file(path),
+            values["vocab_size"].value,
+            values["num_steps"].value,
+        )
+        for path in given
+    ] or works.reference_shapes()
     history = values["history"].value
     before = _read(history)
     makers = {"train": works.train, "sample": works.sample, "likelihood": works.score, "data": works.batches}
@@ -109,13 +118,17 @@ def _lines(payload, before, device):
         f"ceiling: {ceiling['flops_per_second'] / 1e9:,.0f} GFLOP/s in matrix products, "
         f"{ceiling['bytes_per_second'] / 1e9:.1f} GB/s copied, {ceiling['num_devices']} x {device}"
     )
-    yield f"{'':26} {'seconds':>10} {'+-':>8} {'tokens/s':>12} {'of ceiling':>10} {'memory':>10} {'first':>7}  before"
+    yield (
+        f"{'':26} {'seconds':>10} {'+-':>8} {'tokens/s':>12} {'of ceiling':>10} {'memory':>10} "
+        f"{'compile':>8} {'asking':>9}  before"
+    )
     for row in payload["rows"]:
         share = "" if row["share_of_ceiling"] is None else f"{row['share_of_ceiling']:.2f}"
         memory = "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
         rate = "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f}"
+        asking = "" if row["dispatch_seconds"] is None else f"{1e3 * row['dispatch_seconds']:.2f} ms"
         past = f"{earlier[row['name']] / row['seconds']:.2f}x as fast" if row["name"] in earlier else ""
         yield (
             f"{row['name']:26} {row['seconds']:10.4f} {row['spread']:8.4f} {rate:>12} {share:>10} {memory:>10} "
-            f"{row['first_seconds']:7.1f}  {past}"
+            f"{row.get('compile_seconds', row['first_seconds']):8.1f} {asking:>9}  {past}"
         )

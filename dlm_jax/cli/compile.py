@@ -84,12 +84,14 @@ def _lines(payload):
     if payload["fits"]:
         yield f"fits: {peak:.2f} of {limit:.2f} GiB a device"
     else:
-        yield f"does not fit: {peak:.2f} GiB wanted of {limit:.2f} a device, {payload['shortfall_bytes'] / gib:.2f} too many"
+        over = payload["shortfall_bytes"] / gib
+        yield f"does not fit: {peak:.2f} GiB wanted of {limit:.2f} a device, {over:.2f} too many"
         change = payload["suggestion"]
         yield f"would fit with {change} (compiled)" if change else "nothing that was tried fits; take a larger slice"
     yield (
-        f"{payload['flops_per_step']:.3e} required operations a step; about {payload['step_seconds_estimate']:.2f} s and "
-        f"{payload['tokens_per_second_estimate']:,.0f} tokens/s at {payload['assumed_mfu']:.0%} of the peak (assumed)"
+        f"{payload['flops_per_step']:.3e} required operations a step; "
+        f"about {payload['step_seconds_estimate']:.2f} s and {payload['tokens_per_second_estimate']:,.0f} tokens/s "
+        f"at {payload['assumed_mfu']:.0%} of the peak (assumed)"
     )
     for name in ("collectives", "kernels"):
         listed = ", ".join(f"{count} {kind}" for kind, count in payload[name].items()) or "none"

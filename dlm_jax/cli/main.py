@@ -20,7 +20,7 @@ VERBS = {
     "bench": "speed of training, sampling and evaluation beside what this machine can do",
     "compile": "compile a config for accelerators that are not here: memory, operations, collectives",
     "inspect": "parameters, shapes and configuration of a workdir",
-    "study": "runs a published experiment again: convergence, prediction, orders, cleaning, samplers",
+    "study": "runs a published experiment again: convergence, prediction, orders, cleaning, samplers, scaling",
 }
 
 

@@ -96,12 +96,22 @@ def run_samplers(values, workdir, say):
     return samplers.run(generator, judge, workdir, num_samples=num_samples, say=say)
 
 
+def run_scaling(values, workdir, say):
+    from dlm_jax.bench import scaling
+
+    return scaling.run(workdir, say=say)
+
+
 # name -> what it shows
 STUDIES = {
     "convergence": (run_convergence, "the KL error of sampling against T, on exactly known data: formula and bounds"),
     "prediction": (run_prediction, "predicted against measured nats of the sampler, for steps, schedules and orders"),
     "cleaning": (run_cleaning, "planted notation variants: the measured drop of dependence against the truth"),
     "samplers": (run_samplers, "every way of unmasking: quality, entropy and likelihood against denoiser calls"),
+    "scaling": (
+        run_scaling,
+        "seconds of a training step and of a sampler against length, batch, vocabulary, layers, steps",
+    ),
     "orders": (run_orders, "orders of revealing, and training for them, beside an autoregressive baseline"),
 }
 

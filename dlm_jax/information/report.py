@@ -262,6 +262,31 @@ def figure_samplers(path, found, data):
     _save(figure, path)
 
 
+def figure_scaling(path, found):
+    """Draws seconds against each axis, measured and as the required operations would grow.
+
+    Args:
+      path: PNG file.
+      found: {axis: {"values", "seconds", "spread", "exponent", "required_exponent"}}.
+    """
+    figure, panels = _figure((1, len(found)), size=(3.2 * len(found), 3.4))
+    for panel, (axis, entry) in zip(panels, found.items(), strict=True):
+        values, seconds = np.asarray(entry["values"], float), np.asarray(entry["seconds"])
+        middle = len(values) // 2
+        required = seconds[middle] * (values / values[middle]) ** entry["required_exponent"]
+        panel.plot(values, required, color=_GREY, linestyle="--", label=f"required: {entry['required_exponent']:.2f}")
+        panel.errorbar(
+            values, seconds, entry["spread"], marker="o", color=_COLOURS[0], label=f"measured: {entry['exponent']:.2f}"
+        )
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log", base=2)
+        panel.set_xlabel(axis.replace("_", " "))
+        panel.legend(title="exponent", fontsize=8, frameon=False)
+    panels[0].set_ylabel("seconds")
+    figure.tight_layout()
+    _save(figure, path)
+
+
 def in_words(curve):
     """Returns a paragraph that says what the curve means to somebody who has not heard of it."""
     summary = curve.summary()

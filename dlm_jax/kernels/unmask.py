@@ -7,8 +7,8 @@
 | mosaic    | tpu      | Pallas: a tile's logits live and die in VMEM; the head is read once for 1,024 rows     |
 | triton    | gpu      | Pallas: parts of the vocabulary side by side, then merged                              |
 
-All keep the same running numbers a row, merged by the same function, with noise that depends on (row's key, token) only:
-the same keys draw the same tokens whatever the tiling and the platform, but for float ties.
+All keep the same running numbers a row, merged by the same function, with noise that depends on a row's key and the
+token only: the same keys draw the same tokens whatever the tiling and the platform, but for float ties.
 """
 
 import functools

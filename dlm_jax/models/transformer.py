@@ -86,7 +86,7 @@ class Attention(nnx.Module):
             self.key_norm = RMSNorm(k, axes.HEAD_DIM, rngs)
 
     def __call__(self, x, asking, positions, asking_positions, mask, cache, answered=None):
-        """Mixes the values of x [B, L, D] for the queries of `asking` [B, R, D]; only `answered` [P, R] leave, if given."""
+        """Mixes the values of x [B, L, D] for the queries of `asking` [B, R, D]; with `answered` only those leave."""
         q = self._heads(asking, self.query[...])
         k = self._heads(x, self.key[...])
         v = self._heads(x, self.value[...])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dlm_jax.bench import timing, works
+from dlm_jax.bench import scaling, timing, works
 from dlm_jax.cli import main
 
 
@@ -33,8 +33,13 @@ def test_runs_are_interleaved_the_first_is_kept_apart_and_medians_are_taken():
     made = [clock.work("a", [50, 1, 2, 3, 4, 90]), clock.work("b", [7, 1, 1, 1, 1, 1])]
     found = timing.measure(made, repeats=5, quiet=True, clock=clock)
     assert clock.log == ["a", "b"] * 6
-    assert found["a"] == {"seconds": 3, "spread": 1, "first_seconds": 50}  # the middle half of 1 2 3 4 90 is 2 to 4
-    assert found["b"] == {"seconds": 1, "spread": 0, "first_seconds": 7}
+    assert found["a"] == {
+        "seconds": 3,
+        "spread": 1,
+        "first_seconds": 50,
+        "dispatch_seconds": None,
+    }  # the middle half of 1 2 3 4 90 is 2 to 4
+    assert found["b"] == {"seconds": 1, "spread": 0, "first_seconds": 7, "dispatch_seconds": None}
 
 
 def test_shares_are_of_the_best_matrix_product():
@@ -43,7 +48,9 @@ def test_shares_are_of_the_best_matrix_product():
         timing.Work("ceiling/copy", None, notes={"bytes": 10}),
         timing.Work("train/A", None, tokens=8, flops=50.0, peak_memory_bytes=5), timing.Work("data/A", None, tokens=4),
     ]  # fmt: skip
-    timings = {work.name: {"seconds": 2.0, "spread": 0.0, "first_seconds": 9.0} for work in made}
+    timings = {
+        work.name: {"seconds": 2.0, "spread": 0.0, "first_seconds": 9.0, "dispatch_seconds": None} for work in made
+    }
     ceiling, rows = timing.table(made, timings)
     assert ceiling["flops_per_second"] == 200 and ceiling["bytes_per_second"] == 5
     assert [row["name"] for row in rows] == ["train/A", "data/A"]
@@ -104,3 +111,21 @@ def test_the_ceiling_multiplies_random_matrices():
     made = timing.ceilings(np.float32)
     assert [work.name for work in made] == [*(f"ceiling/matmul {n}" for n in (1024, 2048, 4096)), "ceiling/copy"]
     assert made[0].flops == 2 * 1024**3
+
+
+def test_exponents_are_slopes_of_logarithms():
+    values = np.array([2.0, 4.0, 8.0, 16.0])
+    assert abs(scaling.exponent(values, 3 * values**1.5) - 1.5) < 1e-12
+    assert abs(scaling.exponent(values, 3 * values**1.5 + 1) - 1.5) > 0.01  # variation: something fixed beside
+
+
+@pytest.mark.parametrize(("axis", "power"), [("batch_size", 1), ("num_layers", 1), ("length", 2)])
+def test_the_axes_of_the_scaling_study_change_what_they_say(axis, power):
+    small, large = (works.train_flops(scaling._with(scaling._base(), axis, value)) for value in (4, 8))
+    assert 1.5 < large / small <= 2**power
+
+
+def test_vs_needs_a_first_config_of_another_name(capsys):
+    for arguments in (["--vs=demo"], ["--config=demo", "--vs=demo"]):
+        assert main.main(["bench", *arguments]) == 2
+        assert "--vs=demo" in capsys.readouterr().err

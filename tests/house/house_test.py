@@ -36,7 +36,7 @@ def test_setup_cfg_lists_every_package():
     parser.read(ROOT / "setup.cfg")
     listed = set(parser["options"]["packages"].split())
     there = {".".join(path.parent.relative_to(ROOT).parts) for path in SOURCES if path.name == "__init__.py"}
-    assert listed == there | {"dlm_jax.configs"}
+    assert listed == there | {"dlm_jax.configs", "dlm_jax.launch"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sample", "--help"]], ids=" ".join)
