@@ -213,11 +213,14 @@ class TrainConfig:
     batch_size: int = 32  # global, in rows
     micro_batches: int = 1
     ema_decay: float = 0.999  # the average starts fast: min(ema_decay, (1 + step) / (10 + step))
+    hang_seconds: float = 1800.0  # no step ends for so long: stacks are written, exit code 86; 0 = wait for ever
 
     def __post_init__(self):
         _at_least("train.num_steps", self.num_steps, 1)
         _at_least("train.batch_size", self.batch_size, 1)
         _at_least("train.micro_batches", self.micro_batches, 1)
+        if not 0 <= self.hang_seconds < math.inf:
+            raise ValueError(f"train.hang_seconds={self.hang_seconds}: must be at least 0")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay={self.ema_decay}: must be at least 0 and below 1")
 

@@ -7,7 +7,7 @@ import sys
 
 from absl import flags, logging
 
-DONE, WRONG_INPUT, PREEMPTED, DIVERGED = 0, 2, 85, 87
+DONE, WRONG_INPUT, PREEMPTED, HANG, DIVERGED = 0, 2, 85, 86, 87
 
 # verb -> what it does; the code is dlm_jax/cli/<verb>.py
 VERBS = {
@@ -19,6 +19,7 @@ VERBS = {
     "sample": "samples from a trained model",
     "bench": "speed of training, sampling and evaluation beside what this machine can do",
     "compile": "compile a config for accelerators that are not here: memory, operations, collectives",
+    "launch": "run a command under supervision: several processes, restarts by exit code",
     "inspect": "parameters, shapes and configuration of a workdir",
     "study": "runs a published experiment again: convergence, prediction, orders, cleaning, samplers, scaling",
 }
@@ -34,7 +35,7 @@ def main(argv=None):
     Args:
       argv: list of str without the program's name; None for sys.argv[1:].
     Returns:
-      int, the exit code: 0 done, 2 wrong input, 85 preempted and saved, 87 diverged.
+      int, the exit code: 0 done, 2 wrong input, 85 preempted and saved, 86 hang, 87 diverged.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -56,7 +57,8 @@ def main(argv=None):
     module = importlib.import_module(f"dlm_jax.cli.{verb}")
     values = flags.FlagValues()
     module.define_flags(values)
-    if "--help" in rest or "-h" in rest:
+    own = rest[: rest.index("--")] if "--" in rest else rest
+    if "--help" in own or "-h" in own:
         print(_help(verb, module, values))
         return DONE
     if os.environ.get("DLM_TRACEBACK"):
@@ -97,7 +99,7 @@ def _run(module, values, verb, rest):
         raise UsageError(options.explain_parse_error(error, arguments)) from None
     finally:
         sys.argv = before
-    if extra and getattr(module, "TAKES_NAME", False):
+    if getattr(module, "TAKES_COMMAND", False) or (extra and getattr(module, "TAKES_NAME", False)):
         return module.run(values, *extra) or DONE
     if extra:
         raise UsageError(f"argument {extra[0]!r}: dlm {verb} takes flags only, for example --workdir=W")
@@ -125,7 +127,7 @@ def _overview():
             "",
             *lines,
             "",
-            "Exit codes: 0 done, 2 wrong input, 85 preempted and saved, 87 diverged.",
+            "Exit codes: 0 done, 2 wrong input, 85 preempted and saved, 86 hang, 87 diverged.",
             "Start with: dlm demo --workdir demo",
         ]
     )

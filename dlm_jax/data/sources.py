@@ -346,7 +346,7 @@ def _tfds(name, config, report):
         raise ValueError(f"{label}: {str(error).strip().splitlines()[0]}") from None
     if config.text_field not in builder.info.features:
         raise ValueError(
-            f"data.text_field={config.text_field!r}: {label} has the fields {', '.join(builder.info.features)}"
+            f"data.text_field={config.text_field!r}: {label} has the fields {', '.join(sorted(builder.info.features))}"
         )
     if not isinstance(builder.info.features[config.text_field], tfds.features.Text):
         raise ValueError(f"data.text_field={config.text_field!r}: that field of {label} is not text")

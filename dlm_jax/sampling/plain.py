@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from dlm_jax.diffusion.masking import scored_rows
+
 
 @dataclass(frozen=True)
 class PlainDenoiser:
@@ -21,9 +23,9 @@ class PlainDenoiser:
     needs_time = False
 
     def hidden(self, params, tokens, *, rows=None, time=None):
-        """Returns (float[B, R, V], None): the rows asked for."""
+        """Returns (float[P, R, V], None): the rows asked for, int32[P, R] within groups of B / P consecutive rows."""
         answer = self.denoise(tokens)
-        return (answer if rows is None else jnp.take_along_axis(answer, rows[..., None], axis=1)), None
+        return (answer if rows is None else scored_rows(answer, rows)), None
 
     def logits(self, params, hidden):
         return hidden

@@ -1,10 +1,14 @@
 """Checkpoints behind one facade. The only importer of orbax.
 
 A step's folder holds params, ema, opt_state and meta.json's content (config, corpus fingerprint). It appears under its
-final name only when it is complete, so a kill during a save leaves the earlier steps as they were.
+final name only when it is complete, and counts only when it is sealed with a manifest of everything in it
+(`training/manifest.py`), so a kill during a save leaves the earlier steps as they were. What is damaged is set aside
+with the reason, never deleted.
 """
 
+import fcntl
 import hashlib
+import os
 import pathlib
 import shutil
 import sys
@@ -14,10 +18,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dlm_jax.training import manifest
 from dlm_jax.training.state import TrainState
 
 _ARRAYS = ("params", "ema", "opt_state")
 _ITEMS = (*_ARRAYS, "meta")
+# A save needs the bytes of its arrays, and a little for what surrounds them.
+_ROOM = 1.1
 
 
 def folder(workdir):
@@ -26,12 +33,16 @@ def folder(workdir):
 
 
 def steps(workdir):
-    """Returns the complete steps of a workdir, oldest first; empty and foreign folders are not steps."""
+    """Returns the sealed steps of a workdir, oldest first; empty, foreign and unfinished folders are not steps."""
     found = []
     for path in folder(workdir).glob("*"):
-        if path.name.isdecimal() and all((path / item).is_dir() for item in _ITEMS):
+        if _is_complete(path) and manifest.is_sealed(path):
             found.append(int(path.name))
     return sorted(found)
+
+
+def _is_complete(path):
+    return path.name.isdecimal() and all((path / item).is_dir() for item in _ITEMS)
 
 
 class Checkpoints:
@@ -40,17 +51,28 @@ class Checkpoints:
     Args:
       workdir: the run's folder.
       max_to_keep: how many steps to keep; older ones are deleted after a newer one is complete.
+    Raises:
+      BlockingIOError: if another process writes into this workdir.
     """
 
     def __init__(self, workdir, max_to_keep):
         self.workdir = workdir
         folder(workdir).mkdir(parents=True, exist_ok=True)
+        self._lock = None
         if jax.process_index() == 0:
-            _set_aside_broken(workdir)
+            self._lock = _lock(workdir)
+            for path in folder(workdir).glob("*"):
+                if path.name.isdecimal() and not (_is_complete(path) and manifest.is_sealed(path)):
+                    _set_aside(path, "it was never completed")
+        self._unsealed = {}  # step -> fingerprints
         self._manager = ocp.CheckpointManager(
             folder(workdir),
             item_names=_ITEMS,
-            options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, enable_async_checkpointing=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=max_to_keep,
+                enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            ),
         )
 
     def save(self, state, meta):
@@ -62,11 +84,30 @@ class Checkpoints:
         Raises:
           OSError: if this save, or the one before it, could not be written. Earlier steps are untouched.
         """
-        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in _ARRAYS}
+        arrays = {name: getattr(state, name) for name in _ARRAYS}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        step = int(state.step)
         with _writing(self.workdir):
-            self._manager.save(
-                int(state.step), args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True
-            )
+            self._check_room(arrays)
+            self._unsealed[step] = manifest.fingerprints_of(arrays)
+            self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
+
+    def _check_room(self, arrays):
+        if jax.process_index() != 0:
+            return
+        needed = int(_ROOM * sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
+        free = shutil.disk_usage(folder(self.workdir)).free
+        if free < needed:
+            raise OSError(f"a save needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} are free")
+
+    def _seal(self):
+        """Seals what is complete; called in the background once orbax has finished a save."""
+        for step in sorted(self._unsealed):
+            path = folder(self.workdir) / str(step)
+            if _is_complete(path):
+                fingerprints = self._unsealed.pop(step)
+                if jax.process_index() == 0:
+                    manifest.seal(path, fingerprints)
 
     def wait(self):
         """Returns when the last save is complete.
@@ -77,6 +118,7 @@ class Checkpoints:
         with _writing(self.workdir):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            self._seal()
 
     def restore(self, abstract):
         """Returns (TrainState, meta) of the newest step that can be read, or None if there is no step.
@@ -90,6 +132,11 @@ class Checkpoints:
         for step in reversed(steps(self.workdir)):
             try:
                 return self._restore_step(step, abstract)
+            except manifest.Damaged as error:
+                problems.append(f"step {step}: {error}")
+                if jax.process_index() == 0:
+                    _set_aside(folder(self.workdir) / str(step), str(error))
+                self._manager.reload()
             except Exception as error:  # orbax raises many kinds for damage and mismatch alike
                 problems.append(f"step {step}: {_first_line(error)}")
                 print(f"checkpoint {problems[-1]}; trying an older one", file=sys.stderr)
@@ -99,8 +146,10 @@ class Checkpoints:
 
     def _restore_step(self, step, abstract):
         items = {name: ocp.args.StandardRestore(getattr(abstract, name)) for name in _ARRAYS}
+        fingerprints = manifest.verify(folder(self.workdir) / str(step))
         with _quiet():
             found = self._manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
+        manifest.compare({name: found[name] for name in _ARRAYS}, fingerprints)
         where = abstract.step.sharding
         count = jax.device_put(jax.numpy.int32(step), where)
         return TrainState(count, found.params, found.ema, found.opt_state), found.meta
@@ -108,6 +157,8 @@ class Checkpoints:
     def close(self):
         """Ends background work; every save must have been waited for."""
         self._manager.close()
+        if self._lock is not None:
+            os.close(self._lock)
 
 
 def load_item(workdir, name="ema", step=None):
@@ -132,9 +183,12 @@ def load_item(workdir, name="ema", step=None):
     for candidate in [step] if step is not None else reversed(there):
         path = folder(workdir) / str(candidate)
         try:
+            fingerprints = manifest.verify(path, (name, "meta"))
             with _quiet():
                 tree = ocp.StandardCheckpointer().restore(path / name)
                 meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "meta")
+            own = {key: value for key, value in fingerprints.items() if key.startswith(f"['{name}']")}
+            manifest.compare({name: tree}, own)
             return candidate, tree, meta
         except Exception as error:  # see Checkpoints.restore
             problems.append(f"{path}: cannot be read: {_first_line(error)}")
@@ -152,20 +206,34 @@ def params_sha256(params):
     return digest.hexdigest()
 
 
-def _set_aside_broken(workdir):
-    """Moves step folders that are no complete checkpoint out of the way, so that the step can be saved again."""
-    good = set(steps(workdir))
-    for path in folder(workdir).glob("*"):
-        if path.name.isdecimal() and int(path.name) not in good:
-            aside = folder(workdir).with_name("checkpoints_incomplete")
-            aside.mkdir(exist_ok=True)
-            target = aside / path.name
-            number = 0
-            while target.exists():
-                number += 1
-                target = aside / f"{path.name}.{number}"
-            shutil.move(path, target)
-            print(f"{path}: not a complete checkpoint; moved to {target}", file=sys.stderr)
+def _lock(workdir):
+    """Returns an open file that is locked as long as this process lives; the system frees it when the process ends."""
+    path = folder(workdir) / ".lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 100).decode(errors="replace").strip()
+        os.close(handle)
+        raise BlockingIOError(f"{workdir}: another run writes into it ({owner}); use another --workdir") from None
+    except OSError:  # a file system without locks: nothing can be promised
+        return handle
+    os.truncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
+    return handle
+
+
+def _set_aside(path, reason):
+    """Moves a step's folder out of the way, with the reason, so that the step can be saved again."""
+    aside = path.parent.with_name("checkpoints_damaged")
+    aside.mkdir(exist_ok=True)
+    target, number = aside / path.name, 0
+    while target.exists():
+        number += 1
+        target = aside / f"{path.name}.{number}"
+    shutil.move(path, target)
+    (target / "reason.txt").write_text(reason + "\n")
+    print(f"checkpoint {path}: {reason}; moved to {target}", file=sys.stderr)
 
 
 class _writing:

@@ -28,6 +28,7 @@ from dlm_jax.progress import Progress
 from dlm_jax.training import checkpoint, optimizers, writers
 from dlm_jax.training import state as states
 from dlm_jax.training.step import make_train_step, required_flops
+from dlm_jax.training.watchdog import Watchdog
 
 # Dense bfloat16 peaks of one device, FLOP/s, as the makers state them. Matched by the start of device_kind.
 PEAK_FLOPS = {
@@ -50,6 +51,7 @@ _FREE_ON_RESUME = (
     "mesh.",
     "log.",
     "train.num_steps",
+    "train.hang_seconds",
     "data.cache_dir",
     "data.source",
 )
@@ -223,6 +225,9 @@ def train(run, *, evaluators=(), stop_after_seconds=None, label="training"):
         report.start_at(first)
         report.note = "compiling"
         meter = _Meter(run, sinks, report)
+        watch = stack.enter_context(
+            Watchdog(config.train.hang_seconds, run.workdir / f"hang-{jax.process_index()}.txt")
+        )
         upcoming = fetch.submit(device_batch, run, first)
         saved = first
         for step in range(first, last):
@@ -232,18 +237,21 @@ def train(run, *, evaluators=(), stop_after_seconds=None, label="training"):
             state, metrics = step_fn(state, batch)
             done = step + 1
             report.update(done)
+            watch.beat()
             is_out_of_time = stop_after_seconds is not None and time.monotonic() - started > stop_after_seconds
             if done % config.log.every_steps == 0 or done == last or is_out_of_time:
                 meter.record(done, metrics)
             if evaluators and config.eval.every_steps and done % config.eval.every_steps == 0:
                 meter.pause()
-                for evaluate in evaluators:
-                    meter.write(done, evaluate(state.ema, done))
+                with watch.paused():
+                    for evaluate in evaluators:
+                        meter.write(done, evaluate(state.ema, done))
                 meter.resume()
             is_stopping = multihost.any_host(stop.is_set)
             if done % config.checkpoint.every_steps == 0 or done == last or is_stopping or is_out_of_time:
                 meter.flush()  # never save a state whose loss is not finite
-                saves.save(state, meta)
+                with watch.paused():
+                    saves.save(state, meta)
                 saved = done
             if is_stopping:
                 saves.wait()
@@ -251,7 +259,7 @@ def train(run, *, evaluators=(), stop_after_seconds=None, label="training"):
             if is_out_of_time:
                 break
         meter.flush()
-        with Progress(f"saving step {saved}", interval=config.log.progress_seconds):
+        with watch.paused(), Progress(f"saving step {saved}", interval=config.log.progress_seconds):
             saves.wait()
     return state
 
