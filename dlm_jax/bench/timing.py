@@ -20,7 +20,7 @@ class Work:
 
     Args:
       name: str, for example "train/A".
-      run: () -> None or seconds, does the work once and waits until it is done; returns how long the host took to ask
+      run: () -> anything, does the work once and waits until it is done; a float is how long the host took to ask
         for it, where that is known.
       tokens: int, that one run is about; 0 where there are none.
       flops: float, operations required by formula, whatever the implementation; 0 where they do not count.
@@ -73,7 +73,7 @@ def measure(works, *, repeats=5, quiet=False, interval=10.0, clock=time.perf_cou
             for index, work in enumerate(works):
                 started = clock()
                 asked = work.run()
-                dispatch[repeat, index] = np.nan if asked is None else asked
+                dispatch[repeat, index] = asked if isinstance(asked, float) else np.nan
                 seconds[repeat, index] = clock() - started
                 progress.update(progress.done + 1)
     low, middle, high = np.quantile(seconds[1:], (0.25, 0.5, 0.75), axis=0)
