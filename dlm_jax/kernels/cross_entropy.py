@@ -1,8 +1,9 @@
 """Cross-entropy of a large vocabulary without the logits: the head product tile by tile over the vocabulary.
 
 Forward keeps a running log-sum-exp; backward computes each tile's logits again. Peak memory holds [rows, tile], never
-[rows, V]. On a mesh every device works on its own rows and its own part of the vocabulary: one gather of the head,
-one scatter of its gradient, and sums over the vocabulary of a few numbers a row.
+[rows, V], unless all logits together are small: then they are kept, which saves a quarter of the work. On a mesh every
+device works on its own rows and its own part of the vocabulary: one gather of the head, one scatter of its gradient,
+and sums over the vocabulary of a few numbers a row.
 """
 
 import functools
@@ -15,6 +16,8 @@ from dlm_jax import axes
 from dlm_jax.kernels.tiles import default_tile, scan_tiles
 from dlm_jax.parallel import sharding
 
+# Logits of at most so many bytes are kept for the backward pass.
+_KEPT_BYTES = 80 << 20
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
@@ -29,10 +32,13 @@ def cross_entropy(hidden, kernel, targets, *, tile=None):
     Returns:
       float32[..., R].
     """
-    tile = tile or default_tile(kernel.shape[0])
-    if tile >= kernel.shape[0]:
+    size = kernel.shape[0]
+    chosen = tile or default_tile(size)
+    if chosen >= size:
         return cross_entropy_reference(hidden, kernel, targets)
-    return _tiled(hidden, kernel, targets, tile)
+    if tile is None and 4 * targets.size * size <= _KEPT_BYTES and jax.sharding.get_abstract_mesh().empty:
+        return _kept(hidden, kernel, targets)
+    return _tiled(hidden, kernel, targets, chosen)
 
 
 def cross_entropy_reference(hidden, kernel, targets):
@@ -77,6 +83,32 @@ def _add_mass(running, logits):
 def _picked(hidden, kernel, targets):
     """float32[..., R], the logits of the targets."""
     return _product("...d,...d->...", hidden, kernel[targets])
+
+
+@jax.custom_vjp
+def _kept(hidden, kernel, targets):
+    return _kept_forward(hidden, kernel, targets)[0]
+
+
+def _kept_forward(hidden, kernel, targets):
+    # Tokens first, as in the backward pass: its products then need no transposed copy.
+    logits = _product("vd,rd->vr", kernel.astype(hidden.dtype), hidden.reshape(-1, hidden.shape[-1]))
+    log_normaliser = jax.nn.logsumexp(logits, axis=0)
+    losses = log_normaliser.reshape(targets.shape) - _picked(hidden, kernel.astype(hidden.dtype), targets)
+    return losses, (hidden, kernel, targets, logits, log_normaliser)
+
+
+def _kept_backward(kept, cotangent):
+    hidden, kernel, targets, logits, log_normaliser = kept
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    is_target = jnp.arange(len(kernel))[:, None] == targets.reshape(-1)
+    change = ((jnp.exp(logits - log_normaliser) - is_target) * cotangent.reshape(-1)).astype(hidden.dtype)
+    hidden_grad = _product("vr,vd->rd", change, kernel.astype(hidden.dtype))
+    kernel_grad = _product("vr,rd->vd", change, flat)
+    return hidden_grad.reshape(hidden.shape).astype(hidden.dtype), kernel_grad.astype(kernel.dtype), None
+
+
+_kept.defvjp(_kept_forward, _kept_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

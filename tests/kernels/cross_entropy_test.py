@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlm_jax.kernels import cross_entropy as cross_entropy_module
 from dlm_jax.kernels import tiles as module
 from dlm_jax.kernels.cross_entropy import cross_entropy, cross_entropy_reference
 
@@ -36,6 +37,23 @@ def test_tiled_equals_reference_for_any_tile_and_any_cotangent(vocab_size, tile)
         strict=True,
     ):
         np.testing.assert_allclose(have, want, rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_kept_logits_equal_tiles_in_values_and_gradients(dtype, monkeypatch):
+    monkeypatch.setattr(cross_entropy_module, "default_tile", lambda size: 4)
+    inputs = make_inputs(11, dim=16, dtype=dtype)
+    used = []
+    kept = cross_entropy_module._kept
+    monkeypatch.setattr(cross_entropy_module, "_kept", lambda *x: used.append(1) or kept(*x))
+    have = values_and_gradients(cross_entropy, *inputs)
+    monkeypatch.setattr(cross_entropy_module, "_KEPT_BYTES", 4 * inputs[2].size * 11 - 1)
+    want = values_and_gradients(cross_entropy, *inputs)
+    assert len(used) == 1  # the second time the logits were one byte too many
+    tolerance = {"rtol": 2e-5, "atol": 5e-6} if dtype == jnp.float32 else {"rtol": 0.05, "atol": 0.05}
+    for a, b in zip(have, want, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), **tolerance)
 
 
 @pytest.mark.parametrize("target", [7, 8])
