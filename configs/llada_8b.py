@@ -28,6 +28,7 @@ def get_config():
     c.optimizer.lr_schedule = "constant"
     c.train.num_steps = 450_000
     c.train.batch_size = 1024
+    c.train.micro_batches = 8
     c.train.ema_decay = 0.9999
     c.mesh.tensor = 4
     c.eval.every_steps = 10_000

@@ -16,8 +16,6 @@ SMALL = configs.RunConfig(
     model=configs.ModelConfig(num_layers=3, embed_dim=256, num_heads=4, mlp_dim=512),
     train=configs.TrainConfig(batch_size=32),
 )
-# Collective matrix products are cut into rings of permutations; whole, they can be counted.
-WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
 def test_collectives_and_kernels_are_read_from_a_programs_text():
@@ -50,7 +48,7 @@ def test_a_mesh_that_does_not_fit_is_refused_before_compiling():
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"mesh.tensor": 2}])
 def test_the_collectives_of_a_training_step_on_tpu(changes):
-    text = lowered("v5e:2x2", **changes).compile(compiler_options=WHOLE).as_text()
+    text = lowered("v5e:2x2", **changes).compile(compiler_options=programs._OPTIONS["tpu"]).as_text()
     found = programs.collectives(text)
     assert set(found) == {"all-reduce", "all-gather", "reduce-scatter", "all-to-all"}, found
     # Widths for rows at the embedding and back; the head's gradient. 7 matrices and 2 norms a layer, in the loop and in

@@ -47,6 +47,7 @@ def restarted_until_done(dlm, run_dlm, workdir, kill_when):
     assert code == 0, log
 
 
+@pytest.mark.slow  # supervisor_test kills at random moments by default
 def test_a_kill_at_a_random_step_changes_nothing(tmp_path, dlm, run_dlm, inspect, uninterrupted):
     step = random.Random(4).choice([10, 20, 30])
     restarted_until_done(dlm, run_dlm, tmp_path / "w", [lambda: last_step(tmp_path / "w") >= step])
