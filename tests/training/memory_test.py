@@ -61,8 +61,8 @@ def peak_and_formula(vocab_size):
     abstract = jax.eval_shape(lambda key: state.init_state(denoiser, optimizer, key), jax.random.key(0))
     batch = {"tokens": jax.ShapeDtypeStruct((run.train.batch_size, run.data.length), jnp.int32)}
     compiled = jax.jit(train_step, donate_argnums=0).lower(abstract, batch).compile()
-    # Parameters, their average, two moments and the gradient; of each layer and token: the stream, queries, keys,
-    # what attention and its projection give, and the two halves of the MLP.
+    # Parameters, their average, two moments and the gradient; of each layer and token: the stream, queries,
+    # keys, values, what attention and its projection give, and the two halves of the MLP.
     tokens = run.train.batch_size * run.data.length
     activations = tokens * run.model.num_layers * (6 * run.model.embed_dim + 2 * run.model.hidden_dim)
     return peak_memory_bytes(compiled), 4 * (5 * denoiser.num_params + activations)
