@@ -18,6 +18,7 @@ from dlm_jax.diffusion import objectives
 from dlm_jax.models.denoiser import Denoiser
 from dlm_jax.parallel import mesh as meshes
 from dlm_jax.parallel import sharding
+from dlm_jax.sampling import loop
 from dlm_jax.training import optimizers, state
 from dlm_jax.training.step import make_train_step
 
@@ -103,6 +104,33 @@ def train_step(config, vocab_size, topology):
     )  # fmt: skip
     with sharding.on_mesh(mesh):
         return jitted.lower(state.with_shardings(abstract, shardings), batch)
+
+
+def sampler(config, vocab_size, topology, choices):
+    """Returns the lowered sampler of a RunConfig's model on a Topology: its batch divided over all devices.
+
+    Args:
+      config: RunConfig; train.batch_size rows of data.length tokens are sampled.
+      vocab_size: V.
+      topology: Topology.
+      choices: SampleConfig.
+    """
+    mesh = mesh_of(topology, (topology.num_devices, 1, 1))
+    denoiser = Denoiser(config.model, vocab_size, topology.platform)
+    canvas = np.full((config.train.batch_size, config.data.length), denoiser.mask_id, np.int32)
+    program, rows, *rest = loop.build(denoiser, canvas, choices)
+
+    def placed(tree, where):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=where), tree)
+
+    whole = sharding.replicated(mesh)
+    params = jax.eval_shape(denoiser.init, jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with sharding.on_mesh(mesh):
+        return program.lower(
+            placed(params, whole), placed(key, whole), placed(rows, sharding.batch_sharding(mesh)),
+            *(placed(part, whole) for part in rest),
+        )  # fmt: skip
 
 
 def compile_for(lowered, topology):

@@ -24,6 +24,7 @@ from dlm_jax import rng
 from dlm_jax.config import SampleConfig, sample_config, split_choice
 from dlm_jax.information.schedules import check_sizes, uniform_sizes
 from dlm_jax.kernels.unmask import of_logits
+from dlm_jax.parallel import mesh as meshes
 from dlm_jax.parallel import sharding
 from dlm_jax.sampling import canvas as canvases
 from dlm_jax.sampling import guidance, remasking, token_choice, transitions
@@ -132,6 +133,30 @@ def run(
       time_at: masked share -> time, for a denoiser that needs time.
       Others as in `sample`.
     """
+    program, rows, *rest = build(
+        denoiser, canvas, choices, sizes=sizes, order=order, critical=critical, time_at=time_at, eos_id=eos_id,
+        negative=negative,
+    )  # fmt: skip
+    batch = len(rows.canvas)
+    if mesh is not None:
+        # Every device has all parameters and its own rows, so that none waits for another.
+        mesh = meshes.make_mesh((mesh.size, 1, 1), mesh.devices.flat)
+        params, rows = _spread(mesh, params, rows)
+    with sharding.on_mesh(mesh):
+        state = program(params, key, rows, *rest)
+    return Samples(*(np.asarray(part)[:batch] for part in (state.tokens, state.nfe, state.reveal_step)))
+
+
+def build(
+    denoiser, canvas, choices, *, sizes=None, order=None, critical=(), time_at=None, eos_id=None, negative=None
+):  # fmt: skip
+    """Returns (program, rows, ...): what `run` calls as program(params, key, rows, ...), nothing compiled yet.
+
+    Args:
+      See `run`.
+    Raises:
+      ValueError: naming the argument, its value and what is allowed.
+    """
     canvas = np.asarray(canvas, np.int32)
     batch, length = canvas.shape
     layout = canvases.make_layout(length, choices.block_length, critical)
@@ -164,12 +189,7 @@ def run(
         split_choice(choices.transition)[1] or 0.0, split_choice(choices.remasking)[1] or 0.0, choices.guidance,
     )))  # fmt: skip
     given = None if family else jnp.asarray(np.broadcast_to(order, canvas.shape))
-    rows = _Rows(canvas, given, unconditional)
-    if mesh is not None:
-        params, rows = _spread(mesh, params, rows)
-    with sharding.on_mesh(mesh):
-        state = program(params, key, rows, layout.stage, steps, dials)
-    return Samples(*(np.asarray(part)[:batch] for part in (state.tokens, state.nfe, state.reveal_step)))
+    return program, _Rows(canvas, given, unconditional), layout.stage, steps, dials
 
 
 class _Rows(NamedTuple):
@@ -180,8 +200,7 @@ class _Rows(NamedTuple):
 
 def _spread(mesh, params, rows):
     """Parameters on every device of a mesh, rows divided over them; rows that fill up the last device have no masks."""
-    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
-    more = -len(rows.canvas) % ways
+    more = -len(rows.canvas) % mesh.size
 
     def divided(array, is_canvas):
         filled = np.zeros((more, array.shape[1]), np.int32) if is_canvas else np.repeat(array[:1], more, axis=0)
@@ -425,6 +444,13 @@ def _program(denoiser, how, family, groups, time_at):
     return program
 
 
+def _put(values, where, new):
+    """[B, L] with [B, R] new values at int32[B, R] places; row by row, so that no device needs another's rows."""
+    if jnp.ndim(new) == 0:
+        new = jnp.full(where.shape, new, values.dtype)
+    return jax.vmap(lambda row, places, one: row.at[places].set(one, mode="drop"))(values, where, new)
+
+
 class _Sampler(NamedTuple):
     """The parts of one traced program, at hand for every step."""
 
@@ -618,14 +644,13 @@ class _Sampler(NamedTuple):
 
     def _write(self, state, rows, is_due, seen, now):
         """The state with the drawn tokens where they are due."""
-        row_index = jnp.arange(len(rows))[:, None]
         where = jnp.where(is_due, rows, self.canvas.shape[1])  # out of range: dropped
         decoded = state.decoded
         if self.how.remasking == "remdm_confidence":
-            decoded = decoded.at[row_index, where].set(jnp.exp(seen.log_prob), mode="drop")
+            decoded = _put(decoded, where, jnp.exp(seen.log_prob))
         return state._replace(
-            tokens=state.tokens.at[row_index, where].set(seen.tokens, mode="drop"),
-            reveal_step=state.reveal_step.at[row_index, where].set(now.index, mode="drop"),
+            tokens=_put(state.tokens, where, seen.tokens),
+            reveal_step=_put(state.reveal_step, where, now.index),
             decoded=decoded,
         )
 
@@ -655,13 +680,12 @@ class _Sampler(NamedTuple):
         chance = jnp.where(is_drawn, self._uniform("correct", now, window), jnp.inf)
         rows = jnp.argsort(chance, axis=1)[:, : self.how.num_redrawn].astype(jnp.int32)
         is_due = jnp.take_along_axis(is_drawn, rows, axis=1) & is_active[:, None]
-        row_index = jnp.arange(len(rows))[:, None]
         where = jnp.where(is_due, rows, self.canvas.shape[1])
-        open_ = state.tokens.at[row_index, where].set(self.denoiser.mask_id, mode="drop")
+        open_ = _put(state.tokens, where, self.denoiser.mask_id)
         time = self._time(state._replace(tokens=open_))
         hidden, _ = self._hidden(open_, rows, time, window)
         drawn = self._look(hidden, rows, now, name="correct").tokens
-        after = state._replace(tokens=state.tokens.at[row_index, where].set(drawn, mode="drop"))
+        after = state._replace(tokens=_put(state.tokens, where, drawn))
         return after._replace(nfe=state.nfe + is_due.any(axis=1))
 
     def _end_rows(self, state):

@@ -60,6 +60,20 @@ def test_the_collectives_of_a_training_step_on_tpu(changes):
     assert {"splash_mha_fwd_residuals", "splash_mha_dkv_no_residuals"} <= set(programs.kernels(text))
 
 
+@pytest.mark.parametrize("selection", ["random", "confidence"])
+def test_a_sampler_on_four_tpus_has_its_kernels_and_talks_to_nobody(selection):
+    try:
+        choices = configs.SampleConfig(num_steps=16, selection=selection)
+        program = programs.sampler(SMALL, 16_384, topologies.parse("v5e:2x2"), choices).compile()
+    except programs.Unavailable as error:
+        pytest.skip(f"reported as unavailable: {error}")
+    text = program.as_text()
+    assert {"unmask", "splash_mha_fwd_no_residuals"} <= set(programs.kernels(text)), programs.kernels(text)
+    assert programs.collectives(text) == {}
+    # The logits of a device's eight rows are never there.
+    assert program.memory_analysis().temp_size_in_bytes < 4 * 8 * 128 * 16_384
+
+
 def compile_verb(*arguments):
     command = [sys.executable, "-m", "dlm_jax", "compile", "--json", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=900)
