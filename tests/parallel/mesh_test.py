@@ -120,6 +120,7 @@ def test_the_sgd_update_agrees_on_any_mesh():
     assert largest_difference(*split) <= 1e-5 and largest_difference(split[0], after) > 1e-5
 
 
+@pytest.mark.slow
 def test_the_adamw_update_agrees_after_20_common_steps():
     optimizer = optax.adamw(1e-3, eps=1e-3)
     step, state, batch = step_on(MESHES[0], optimizer, None)
