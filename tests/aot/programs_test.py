@@ -13,7 +13,7 @@ from dlm_jax.aot import programs
 
 SMALL = configs.RunConfig(
     data=configs.DataConfig(length=128),
-    model=configs.ModelConfig(num_layers=3, embed_dim=256, num_heads=4, mlp_dim=512),
+    model=configs.ModelConfig(num_layers=3, embed_dim=512, num_heads=8, mlp_dim=512),
     train=configs.TrainConfig(batch_size=32),
 )
 
