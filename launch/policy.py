@@ -2,7 +2,7 @@
 
 import dataclasses
 
-DONE, WRONG_INPUT, PREEMPTED, HANG, DIVERGED = 0, 2, 85, 86, 87
+from dlm_jax.exit_codes import DIVERGED, DONE, HANG, PREEMPTED, WRONG_INPUT
 
 # exit code -> (what it means, restart, counted against the limit)
 _KNOWN = {

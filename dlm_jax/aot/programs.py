@@ -9,18 +9,16 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
+from jax.experimental import topologies
 
 from dlm_jax import config as configs
-from dlm_jax import rng
 from dlm_jax.diffusion import objectives
 from dlm_jax.models.denoiser import Denoiser
 from dlm_jax.parallel import mesh as meshes
 from dlm_jax.parallel import sharding
 from dlm_jax.sampling import loop
 from dlm_jax.training import optimizers, state
-from dlm_jax.training.step import make_train_step
+from dlm_jax.training.step import jit_train_step
 
 # Collective matrix products are cut into rings of permutations, one for each device: whole, they compile several times
 # faster and can be counted.
@@ -72,12 +70,7 @@ def devices_of(topology):
 
 def mesh_of(topology, shape):
     """Returns the Mesh (replica, fsdp, tensor) over the devices of a Topology."""
-    devices = devices_of(topology)
-    if topology.platform == "tpu":
-        arranged = mesh_utils.create_device_mesh(shape, list(devices.flat), allow_split_physical_axes=True)
-    else:
-        arranged = devices.reshape(shape)
-    return Mesh(arranged, meshes.AXES, axis_types=(AxisType.Auto,) * len(meshes.AXES))
+    return meshes.make_mesh(shape, devices_of(topology).flat)
 
 
 def train_step(config, vocab_size, topology):
@@ -91,19 +84,12 @@ def train_step(config, vocab_size, topology):
     optimizer = optimizers.make_optimizer(config.optimizer, config.train.num_steps, denoiser.logical_axes)
     objective = objectives.make_objective(config.diffusion, vocab_size)
     abstract, shardings = state.state_shardings(denoiser, optimizer, mesh)
-    step = make_train_step(
-        denoiser, objective, optimizer, config.train, rng.stream(jax.random.key(config.seed), "train")
-    )
-    rows = sharding.batch_sharding(mesh)
     names = ("tokens", "segment_ids") if config.data.segment_ids else ("tokens",)
-    shape = (config.train.batch_size, config.data.length)
+    shape, rows = (config.train.batch_size, config.data.length), sharding.batch_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name in names}
-    jitted = jax.jit(
-        step, in_shardings=(shardings, dict.fromkeys(names, rows)),
-        out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0,
-    )  # fmt: skip
+    step = jit_train_step(denoiser, objective, optimizer, config, mesh, shardings, names)
     with sharding.on_mesh(mesh):
-        return jitted.lower(state.with_shardings(abstract, shardings), batch)
+        return step.lower(state.with_shardings(abstract, shardings), batch)
 
 
 def sampler(config, vocab_size, topology, choices):

@@ -49,7 +49,7 @@ def reference_shapes():
         model=configs.ModelConfig(num_layers=4, embed_dim=256, num_heads=8, dtype="float32"),
         train=configs.TrainConfig(batch_size=16),
     )
-    large = dataclasses.replace(base, train=dataclasses.replace(base.train, batch_size=4))
+    large = configs.with_overrides(base, {"train.batch_size": 4})
     return [Shape("A", base, 97, 32), Shape("B", large, 32768, 32)]
 
 

@@ -28,8 +28,11 @@ def run(values, *command):
     target = values["target"].value
     if target != "local":
         raise ValueError(f"--target={target!r}: must be local")
-    if not command or command[0] not in VERBS or command[0] == "launch":
+    if not command:
         raise ValueError("command: must follow --, for example: dlm launch --target local -- train --config debug ...")
+    if command[0] not in VERBS or command[0] == "launch":
+        allowed = ", ".join(verb for verb in VERBS if verb != "launch")
+        raise ValueError(f"command {command[0]!r}: must be one of {allowed}")
     for name, low in (("num_processes", 1), ("max_restarts", 0)):
         if values[name].value < low:
             raise ValueError(f"--{name}={values[name].value}: must be at least {low}")

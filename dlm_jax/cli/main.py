@@ -7,7 +7,7 @@ import sys
 
 from absl import flags, logging
 
-DONE, WRONG_INPUT, PREEMPTED, HANG, DIVERGED = 0, 2, 85, 86, 87
+from dlm_jax.exit_codes import DONE, WRONG_INPUT
 
 # verb -> what it does; the code is dlm_jax/cli/<verb>.py
 VERBS = {

@@ -31,17 +31,16 @@ def define_flags(values):
 
 
 def run_orders(values, workdir, say):
-    import dataclasses
-
+    from dlm_jax import config as configs
     from dlm_jax.studies import orders
 
     bases = {}
     for name in values["configs"].value:
         base = options.load_config_file(name)
         if values["num_steps"].value is not None:
-            base = dataclasses.replace(base, train=dataclasses.replace(base.train, num_steps=values["num_steps"].value))
+            base = configs.with_overrides(base, {"train.num_steps": values["num_steps"].value})
         if values["source"].value is not None:
-            base = dataclasses.replace(base, data=dataclasses.replace(base.data, source=values["source"].value))
+            base = configs.with_overrides(base, {"data.source": values["source"].value})
         bases[pathlib.Path(name).stem] = base
     known = orders.run_known(workdir, say=say)
     trained = orders.run(bases, workdir, seeds=options.whole_numbers(values, "seeds"), say=say)

@@ -2,7 +2,8 @@
 
 import sys
 
-from dlm_jax.cli import main, options
+from dlm_jax import exit_codes
+from dlm_jax.cli import options
 
 EXAMPLE = "dlm train --config debug --workdir runs/debug --config.train.num_steps=100"
 
@@ -27,9 +28,9 @@ def run(values):
         state = loop.train(prepared, evaluators=watchers)
     except loop.Preempted as stop:
         print(f"dlm: {stop}; the same command resumes", file=sys.stderr)
-        return main.PREEMPTED
+        return exit_codes.PREEMPTED
     except loop.Diverged as stop:
         print(f"dlm: {stop}", file=sys.stderr)
-        return main.DIVERGED
+        return exit_codes.DIVERGED
     print(f"step {int(state.step)} saved in {workdir}", file=sys.stderr)
-    return main.DONE
+    return exit_codes.DONE

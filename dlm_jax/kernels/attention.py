@@ -20,6 +20,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
 from dlm_jax import axes
+from dlm_jax.kernels import product
 from dlm_jax.parallel.sharding import RULES, shard_by
 
 # Scores of one chunk of the backward pass; a few such arrays fit in the cache of a CPU core.
@@ -61,10 +62,8 @@ def best_implementation(platform, q, k, mask):
 @functools.cache
 def _has_cudnn():
     """Whether cuDNN is installed, as a Python package or on the system."""
-    try:
-        return importlib.util.find_spec("nvidia.cudnn") is not None
-    except ModuleNotFoundError:
-        return ctypes.util.find_library("cudnn") is not None
+    is_package = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.cudnn")
+    return bool(is_package or ctypes.util.find_library("cudnn"))
 
 
 def _reference(q, k, v, mask):
@@ -91,19 +90,16 @@ def _batched(q, k, v, mask):
 def _stacked(q, k, v, mask):
     """softmax(q k^T) v of scaled queries [B, G, M, K]: one division at the end, which XLA fuses into one loop."""
     unnormalised = _unnormalised(q, k, mask)
-    values = _product("bgml,bglk->bgmk", unnormalised.astype(v.dtype), v)
+    values = product("bgml,bglk->bgmk", unnormalised.astype(v.dtype), v)
     return values / unnormalised.sum(axis=-1, keepdims=True)
 
 
 def _unnormalised(q, k, mask):
-    scores = _product("bgmk,bglk->bgml", q, k)
+    scores = product("bgmk,bglk->bgml", q, k)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
     # The maximum only guards the exponential: the result does not depend on it.
     return jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-
-
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _stacked_forward(q, k, v, mask):
@@ -121,13 +117,13 @@ def _stacked_backward(kept, cotangent):
         q, k, v, cotangent, mask = part
         unnormalised = _unnormalised(q, k, mask)
         probabilities = unnormalised / unnormalised.sum(axis=-1, keepdims=True)
-        change = _product("bgmk,bglk->bgml", cotangent, v)
+        change = product("bgmk,bglk->bgml", cotangent, v)
         change = probabilities * (change - (probabilities * change).sum(axis=-1, keepdims=True))
         probabilities, change = probabilities.astype(v.dtype), change.astype(q.dtype)
         grads = (
-            _product("bgml,bglk->bgmk", change, k),
-            _product("bgml,bgmk->bglk", change, q),
-            _product("bgml,bgmk->bglk", probabilities, cotangent),
+            product("bgml,bglk->bgmk", change, k),
+            product("bgml,bgmk->bglk", change, q),
+            product("bgml,bgmk->bglk", probabilities, cotangent),
         )
         return tuple(grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
 

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from dlm_jax import axes
+from dlm_jax.kernels import product
 from dlm_jax.kernels.tiles import default_tile, scan_tiles
 from dlm_jax.parallel import sharding
 
 # Logits of at most so many bytes are kept for the backward pass.
 _KEPT_BYTES = 80 << 20
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def cross_entropy(hidden, kernel, targets, *, tile=None):
@@ -43,7 +43,7 @@ def cross_entropy(hidden, kernel, targets, *, tile=None):
 
 def cross_entropy_reference(hidden, kernel, targets):
     """The same as `cross_entropy`, with all logits at once."""
-    logits = _product("...d,vd->...v", hidden, kernel.astype(hidden.dtype))
+    logits = product("...d,vd->...v", hidden, kernel.astype(hidden.dtype))
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
@@ -57,7 +57,7 @@ def cross_entropy_and_entropy(hidden, kernel, targets, *, tile=None):
 
     def add_tile(carry, first, rows):
         (largest, total), weighted = carry
-        logits = _product("...d,vd->...v", hidden, rows)
+        logits = product("...d,vd->...v", hidden, rows)
         new = _add_mass((largest, total), logits)
         mass = jnp.exp(logits - new[0][..., None])
         weighted = weighted * jnp.exp(largest - new[0]) + jnp.where(mass > 0, mass * logits, 0.0).sum(axis=-1)
@@ -82,7 +82,7 @@ def _add_mass(running, logits):
 
 def _picked(hidden, kernel, targets):
     """float32[..., R], the logits of the targets."""
-    return _product("...d,...d->...", hidden, kernel[targets])
+    return product("...d,...d->...", hidden, kernel[targets])
 
 
 @jax.custom_vjp
@@ -92,7 +92,7 @@ def _kept(hidden, kernel, targets):
 
 def _kept_forward(hidden, kernel, targets):
     # Tokens first, as in the backward pass: its products then need no transposed copy.
-    logits = _product("vd,rd->vr", kernel.astype(hidden.dtype), hidden.reshape(-1, hidden.shape[-1]))
+    logits = product("vd,rd->vr", kernel.astype(hidden.dtype), hidden.reshape(-1, hidden.shape[-1]))
     largest = logits.max(axis=0)
     mass = jnp.exp(logits - largest)
     total = mass.sum(axis=0)
@@ -105,8 +105,8 @@ def _kept_backward(kept, cotangent):
     flat, cotangent = hidden.reshape(-1, hidden.shape[-1]), cotangent.reshape(-1)
     is_target = jnp.arange(len(kernel))[:, None] == targets.reshape(-1)
     change = (mass * (cotangent / total) - jnp.where(is_target, cotangent, 0.0)).astype(hidden.dtype)
-    hidden_grad = _product("vr,vd->rd", change, kernel.astype(hidden.dtype))
-    kernel_grad = _product("vr,rd->vd", change, flat)
+    hidden_grad = product("vr,vd->rd", change, kernel.astype(hidden.dtype))
+    kernel_grad = product("vr,rd->vd", change, flat)
     return hidden_grad.reshape(hidden.shape).astype(hidden.dtype), kernel_grad.astype(kernel.dtype), None
 
 
@@ -125,7 +125,7 @@ def _tiled_forward(hidden, kernel, targets, tile):
         kernel, first_own = split.whole_rows(kernel, hidden.dtype)
 
         def add_tile(running, first, rows):
-            return _add_mass(running, _product("...d,vd->...v", hidden, rows)), None
+            return _add_mass(running, product("...d,vd->...v", hidden, rows)), None
 
         (largest, total), _ = scan_tiles(add_tile, _no_mass(targets.shape), kernel, tile)
         is_own = (targets >= first_own) & (targets < first_own + len(kernel))
@@ -156,10 +156,10 @@ def _tiled_backward(tile, kept, cotangent):
 
         def add_tile(hidden_grad, first, rows):
             # Tokens first: the products with the head's rows then need no transposed copy.
-            probabilities = jnp.exp(_product("vd,rd->vr", rows, flat) - log_normaliser)
+            probabilities = jnp.exp(product("vd,rd->vr", rows, flat) - log_normaliser)
             is_target = (first_own + first + jnp.arange(len(rows)))[:, None] == targets
             change = ((probabilities - is_target) * cotangent).astype(flat.dtype)
-            return hidden_grad + _product("vr,vd->rd", change, rows), _product("vr,rd->vd", change, flat)
+            return hidden_grad + product("vr,vd->rd", change, rows), product("vr,rd->vd", change, flat)
 
         hidden_grad, kernel_grad = scan_tiles(add_tile, jnp.zeros(flat.shape, jnp.float32), kernel, tile)
         if split.vocab:
@@ -184,9 +184,8 @@ class _Split:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             return cls((), (), ())
-        vocab, embed = (_names(part) for part in sharding.spec((axes.VOCAB, axes.EMBED), kernel.shape, mesh))
-        batch = _names(sharding.spec((axes.BATCH,), hidden.shape[:1], mesh)[0])
-        return cls(batch, vocab, embed)
+        sizes = (axes.BATCH, len(hidden)), (axes.VOCAB, kernel.shape[0]), (axes.EMBED, kernel.shape[1])
+        return cls(*(sharding.split(axis, size, mesh) for axis, size in sizes))
 
     @property
     def head(self):
@@ -208,10 +207,6 @@ class _Split:
             kernel_grad = jax.lax.psum_scatter(kernel_grad, self.embed, scatter_dimension=1, tiled=True)
         others = tuple(axis for axis in self.batch if axis not in self.embed)
         return jax.lax.psum(kernel_grad, others) if others else kernel_grad
-
-
-def _names(part):
-    return () if part is None else (part,) if isinstance(part, str) else tuple(part)
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)

@@ -21,9 +21,7 @@ def embed(table, tokens, dtype):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return table[tokens].astype(dtype)
-    rows, width = (sharding.mesh_axes(axis, mesh) for axis in (axes.BATCH, axes.EMBED))
-    if len(tokens) % sharding.ways(rows, mesh) or table.shape[1] % sharding.ways(width, mesh):
-        return table[tokens].astype(dtype)
+    rows, width = sharding.split(axes.BATCH, len(tokens), mesh), sharding.split(axes.EMBED, table.shape[1], mesh)
 
     def on_device(table, tokens):
         if not width:

@@ -22,7 +22,7 @@ from jax.experimental.pallas import triton as plgpu
 from jax.sharding import PartitionSpec
 
 from dlm_jax import axes
-from dlm_jax.kernels import noise
+from dlm_jax.kernels import noise, product
 from dlm_jax.kernels.tiles import default_tile, scan_tiles
 from dlm_jax.parallel.sharding import RULES, shard_by
 
@@ -57,8 +57,7 @@ def unmask(hidden, kernel, keys, temperature, *, tile=None, platform=None, imple
     if implementation is None:
         implementation = best_implementation(platform or jax.default_backend(), kernel, tile)
     if implementation == "reference":
-        logits = jnp.einsum("...d,vd->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        return of_logits(logits, keys, temperature)
+        return of_logits(product("...d,vd->...v", hidden, kernel.astype(hidden.dtype)), keys, temperature)
     run = functools.partial(IMPLEMENTATIONS[implementation], **({"tile": tile} if tile else {}))
 
     def on_device(hidden, kernel, first, second, temperature):
@@ -189,9 +188,15 @@ def _finish(running, shape):
     )
 
 
-_product = functools.partial(
-    jax.lax.dot_general, dimension_numbers=(((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-)
+# The head's rows [v, D] times hidden states [R, D], tokens first.
+_logits = functools.partial(product, "vd,rd->vr")
+
+
+def _padded(hidden, words, multiple):
+    """Hidden states [R, D] and keys int32[2, R], zeros where there are none, filled up to a multiple of R."""
+    more = -len(hidden) % multiple
+    keys = jnp.zeros((2, len(hidden)), jnp.int32) if words is None else jnp.concatenate(words)
+    return jnp.pad(hidden, ((0, more), (0, 0))), jnp.pad(keys, ((0, 0), (0, more)))
 
 
 # ------------------------------------------------------------------------------------------------------------- tiled
@@ -199,7 +204,7 @@ _product = functools.partial(
 
 def _tiled(hidden, kernel, words, temperature, tile=None):
     def add(running, first, rows):
-        logits = _product(rows, hidden)
+        logits = _logits(rows, hidden)
         ids = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
         return _merge(running, _of_tile(logits, ids, words, temperature)), None
 
@@ -213,12 +218,8 @@ def _mosaic(hidden, kernel, words, temperature, interpret=False):
     (count, dim), size = hidden.shape, len(kernel)
     rows = max(128, min(_MAX_ROWS, _HIDDEN_BYTES // (dim * hidden.dtype.itemsize) // 128 * 128))
     rows = min(rows, -(-count // 128) * 128)
-    padded = -(-count // rows) * rows
-    hidden = jnp.pad(hidden, ((0, padded - count), (0, 0)))
-    keys = jnp.zeros((2, padded), jnp.int32)
-    if words is not None:
-        keys = jnp.pad(jnp.concatenate(words), ((0, 0), (0, padded - count)))
-    is_drawn = words is not None
+    hidden, keys = _padded(hidden, words, rows)
+    padded, is_drawn = len(hidden), words is not None
 
     def body(temperature, hidden, kernel, keys, floats, tokens, *running):
         index = pl.program_id(1)
@@ -228,7 +229,7 @@ def _mosaic(hidden, kernel, words, temperature, interpret=False):
             for ref, value in zip(running, _nothing(rows), strict=True):
                 ref[...] = value
 
-        logits = _product(kernel[...], hidden[...])
+        logits = _logits(kernel[...], hidden[...])
         ids = index * _TILE + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
         ids = jnp.where(ids < size, ids, -1)  # past the end of the vocabulary
         words = (keys[0:1], keys[1:2]) if is_drawn else None
@@ -284,12 +285,8 @@ def cost_estimate(count, size, dim, rows, itemsize, is_drawn=True):
 
 def _triton(hidden, kernel, words, temperature, interpret=False):
     (count, dim), size = hidden.shape, len(kernel)
-    padded = -(-count // _GPU_ROWS) * _GPU_ROWS
-    hidden = jnp.pad(hidden, ((0, padded - count), (0, 0)))
-    keys = jnp.zeros((2, padded), jnp.int32)
-    if words is not None:
-        keys = jnp.pad(jnp.concatenate(words), ((0, 0), (0, padded - count)))
-    is_drawn = words is not None
+    hidden, keys = _padded(hidden, words, _GPU_ROWS)
+    padded, is_drawn = len(hidden), words is not None
     tiles = -(-size // _GPU_TILE)
     parts = min(_GPU_PARTS, tiles)
     per_part = -(-tiles // parts)
@@ -305,7 +302,7 @@ def _triton(hidden, kernel, words, temperature, interpret=False):
 
             def deeper(step, logits):
                 slice_ = pl.ds(step * _GPU_DEPTH, _GPU_DEPTH)
-                return logits + _product(kernel[pl.ds(start, _GPU_TILE), slice_], hidden[at, slice_])
+                return logits + _logits(kernel[pl.ds(start, _GPU_TILE), slice_], hidden[at, slice_])
 
             logits = jax.lax.fori_loop(0, dim // _GPU_DEPTH, deeper, jnp.zeros((_GPU_TILE, _GPU_ROWS), jnp.float32))
             ids = start + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
@@ -329,9 +326,7 @@ def _triton(hidden, kernel, words, temperature, interpret=False):
         cost_estimate=cost_estimate(padded, size, dim, _GPU_ROWS, hidden.dtype.itemsize, is_drawn),
         interpret=interpret,
     )(temperature.reshape(1, 1), hidden, kernel, keys)
-    found = [
-        _Running(*(x[part, :, None, :count]), tokens[part, None, :count]) for x in [floats] for part in range(parts)
-    ]
+    found = [_Running(*floats[part, :, None, :count], tokens[part, None, :count]) for part in range(parts)]
     return functools.reduce(_merge, found)
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 
 from dlm_jax import axes, rng
 from dlm_jax.config import ModelConfig
+from dlm_jax.kernels import product
 from dlm_jax.kernels.cross_entropy import cross_entropy, cross_entropy_and_entropy
 from dlm_jax.kernels.unmask import unmask
 from dlm_jax.models import cache as key_value_cache
@@ -162,8 +163,7 @@ class Denoiser:
 
     def logits(self, params, hidden):
         """Returns float32[..., V], unnormalised log-probabilities of [..., D]."""
-        kernel = self.head_kernel(params).astype(hidden.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        return product("...d,vd->...v", hidden, self.head_kernel(params).astype(hidden.dtype))
 
     def unmask(self, params, hidden, keys, temperature):
         """Returns the kernels.unmask.Unmasked of [..., R, D]: tokens drawn with keys[..., R], and their certainty."""

@@ -34,9 +34,24 @@ def mesh_axes(axis, mesh):
     return tuple(a for a in RULES[axis] if mesh.shape[a] > 1)
 
 
-def ways(names, mesh):
-    """Returns int, the number of parts that mesh axes make."""
-    return math.prod(mesh.shape[a] for a in names)
+def split(axis, size, mesh, name="array"):
+    """Returns the mesh axes that a dimension of some size is divided over, a tuple of names; empty: it stays whole.
+
+    Raises:
+      ValueError: if the axis is unknown or its mesh axes do not divide the dimension.
+    """
+    if axis not in RULES:
+        raise ValueError(f"{name}: unknown logical axis {axis!r}; known: {', '.join(str(a) for a in RULES)}")
+    names = mesh_axes(axis, mesh)
+    count = math.prod(mesh.shape[a] for a in names)
+    if size % count == 0:
+        return names
+    if axis in _MAY_STAY_WHOLE:
+        return ()
+    raise ValueError(
+        f"{name}: dimension {axis!r} of size {size} must be divisible by {count}, "
+        f"the size of mesh axes {'x'.join(names)}"
+    )
 
 
 def spec(logical, shape, mesh, name="array"):
@@ -52,17 +67,7 @@ def spec(logical, shape, mesh, name="array"):
     """
     parts = []
     for axis, size in zip(logical, shape, strict=True):
-        if axis not in RULES:
-            raise ValueError(f"{name}: unknown logical axis {axis!r}; known: {', '.join(str(a) for a in RULES)}")
-        names = mesh_axes(axis, mesh)
-        count = ways(names, mesh)
-        if size % count:
-            if axis not in _MAY_STAY_WHOLE:
-                raise ValueError(
-                    f"{name}: dimension {axis!r} of size {size} must be divisible by {count}, "
-                    f"the size of mesh axes {'x'.join(names)}"
-                )
-            names = ()
+        names = split(axis, size, mesh, name)
         parts.append(names if len(names) > 1 else (names[0] if names else None))
     return PartitionSpec(*parts)
 

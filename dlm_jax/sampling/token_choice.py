@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from dlm_jax.kernels import noise
-from dlm_jax.kernels.unmask import of_logits
 
 
 def gumbel(key, shape):
@@ -33,20 +32,6 @@ def low_range_of_rows(keys, size):
 
 # numerics -> (keys[...], V) -> float32[..., V] Gumbel noise; a row's depends on its own key only.
 NOISE = {"exact": noise.gumbel_of_rows, "published": low_range_of_rows}
-
-
-def categorical(keys, logits, temperature, *, numerics="exact"):
-    """Draws one token a row from softmax(logits / temperature).
-
-    Args:
-      keys: key[...], one a row: the draw of a row depends on its own key only.
-      logits: float[..., V] of any dtype, unnormalised.
-      temperature: float32[], 0 = the most probable token.
-      numerics: "exact" or "published".
-    Returns:
-      int32[...].
-    """
-    return of_logits(logits, keys, temperature, draw=NOISE[numerics]).tokens
 
 
 def keep_likely(logits, temperature, *, top_k=None, top_p=None):

@@ -27,7 +27,7 @@ from dlm_jax.parallel import multihost, sharding
 from dlm_jax.progress import Progress
 from dlm_jax.training import checkpoint, optimizers, writers
 from dlm_jax.training import state as states
-from dlm_jax.training.step import make_train_step, required_flops
+from dlm_jax.training.step import jit_train_step, required_flops
 from dlm_jax.training.watchdog import Watchdog
 
 # Dense bfloat16 peaks of one device, FLOP/s, as the makers state them. Matched by the start of device_kind.
@@ -145,12 +145,9 @@ def _check_resumable(config, workdir):
 
 def compiled_step(run):
     """Returns the jitted train step of a Run: shardings stated, state donated."""
-    step = make_train_step(
-        run.denoiser, run.objective, run.optimizer, run.config.train, rng.stream(run.root_key, "train")
+    step = jit_train_step(
+        run.denoiser, run.objective, run.optimizer, run.config, run.mesh, run.shardings, tuple(run.batches(0))
     )
-    batch = {name: sharding.batch_sharding(run.mesh) for name in run.batches(0)}
-    whole = sharding.replicated(run.mesh)
-    step = jax.jit(step, in_shardings=(run.shardings, batch), out_shardings=(run.shardings, whole), donate_argnums=0)
 
     def on_mesh(state, batch):
         with sharding.on_mesh(run.mesh):

@@ -52,7 +52,7 @@ def verify(folder, items=None):
     """
     folder = pathlib.Path(folder)
     try:
-        content = json.loads((folder / NAME).read_bytes())
+        content = files.read_json(folder / NAME)
         claimed = content.pop("sha256")
         known = {name: (entry["sha256"], entry["bytes"]) for name, entry in content["files"].items()}
     except FileNotFoundError:

@@ -6,6 +6,7 @@ import optax
 
 from dlm_jax import config as configs
 from dlm_jax import rng
+from dlm_jax.parallel import sharding
 from dlm_jax.training.state import TrainState
 
 
@@ -83,6 +84,24 @@ def make_train_step(denoiser, objective, optimizer, config, root_key):
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step
+
+
+def jit_train_step(denoiser, objective, optimizer, config, mesh, shardings, names):
+    """Returns the jitted train step of a RunConfig: shardings stated, state donated; to be traced on the mesh.
+
+    Args:
+      denoiser, objective, optimizer: as in `make_train_step`.
+      config: RunConfig.
+      mesh: Mesh.
+      shardings: TrainState of NamedShardings.
+      names: of the arrays of a batch.
+    """
+    root_key = rng.stream(jax.random.key(config.seed), "train")
+    step = make_train_step(denoiser, objective, optimizer, config.train, root_key)
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    return jax.jit(
+        step, in_shardings=(shardings, dict.fromkeys(names, rows)), out_shardings=(shardings, whole), donate_argnums=0
+    )
 
 
 def required_flops(denoiser, config):

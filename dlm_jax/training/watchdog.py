@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-HANG = 86
+from dlm_jax import exit_codes
 
 
 class Watchdog:
@@ -58,4 +58,4 @@ class Watchdog:
         with contextlib.suppress(OSError), open(self._path, "w") as file:
             faulthandler.dump_traceback(file)
         faulthandler.dump_traceback(sys.stderr)
-        os._exit(HANG)  # what hangs would not let an exception through
+        os._exit(exit_codes.HANG)  # what hangs would not let an exception through

@@ -237,12 +237,12 @@ def test_noise_reaches_beyond_the_low_range_cap():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_dtype_of_logits_gets_exact_noise(dtype):
-    from dlm_jax.sampling import token_choice
+    from dlm_jax.kernels.unmask import of_logits
 
     vocab, n = 1000, 100_000
     logits = jnp.zeros((n, vocab), dtype)
     keys = jax.random.split(jax.random.key(7), n)
-    draws = np.asarray(jax.jit(token_choice.categorical)(keys, logits, 1.0))
+    draws = np.asarray(jax.jit(of_logits)(keys=keys, logits=logits, temperature=1.0).tokens)
     assert stats.chisquare(np.bincount(draws, minlength=vocab)).pvalue > LEVEL
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from dlm_jax.kernels.unmask import of_logits
 from dlm_jax.sampling import token_choice
 
 LOGITS = st.lists(st.floats(-8, 8), min_size=2, max_size=12, unique=True)
@@ -68,7 +69,7 @@ def test_a_filtered_draw_follows_the_filtered_law(filters):
         **{name: jnp.float32(value) for name, value in filters.items()},
     )  # fmt: skip
     keys = jax.random.split(jax.random.key(0), n)
-    draws = token_choice.categorical(keys, jnp.broadcast_to(kept, (n, 5)), temperature)
+    draws = of_logits(jnp.broadcast_to(kept, (n, 5)), keys, temperature).tokens
     counts = np.bincount(draws, minlength=5)
     assert counts[~stays].sum() == 0
     assert stats.chisquare(counts[stays], n * p[stays]).pvalue > 1e-4
