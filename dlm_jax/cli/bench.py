@@ -35,9 +35,12 @@ def _beside(path):
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"--also={path!r}: no such file")
     try:
-        return runpy.run_path(path)["works_beside"]()
+        scope = runpy.run_path(path)
+        if "works_beside" in scope:
+            return scope["works_beside"]()
     except Exception as error:  # the file is a program: anything can happen in it
         raise ValueError(f"--also={path}: {type(error).__name__}: {error}") from None
+    raise ValueError(f"--also={path}: must define works_beside()")
 
 
 def run(values):
@@ -46,19 +49,19 @@ def run(values):
             raise ValueError(f"--{name}={values[name].value}: must be at least {low}")
     from dlm_jax.bench import timing, works
 
-    given = [values[flag].value for flag in ("config", "vs") if values[flag].value is not None]
+    given = {flag: values[flag].value for flag in ("config", "vs") if values[flag].value is not None}
     if values["vs"].value is not None and values["config"].value is None:
         raise ValueError(f"--vs={values['vs'].value}: needs --config, the first of the two")
-    if len({pathlib.Path(path).stem for path in given}) < len(given):
+    if len({pathlib.Path(path).stem for path in given.values()}) < len(given):
         raise ValueError(f"--vs={values['vs'].value}: must have another name than --config={values['config'].value}")
     shapes = [
         works.Shape(
             pathlib.Path(path).stem,
-            options.load_config_file(path),
+            options.load_config_file(path, flag),
             values["vocab_size"].value,
             values["num_steps"].value,
         )
-        for path in given
+        for flag, path in given.items()
     ] or works.reference_shapes()
     history = values["history"].value
     before = _read(history)

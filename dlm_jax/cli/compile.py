@@ -30,17 +30,21 @@ def run(values):
     from dlm_jax.launch import topologies
 
     topology = topologies.parse(options.required(values, "topology"))
+    from dlm_jax import config as configs
     from dlm_jax.aot import programs
     from dlm_jax.progress import Progress
+
+    configs.check_devices(config, topology.num_devices)
 
     quiet = values["json"].value
     label = f"compiling for {topology.num_devices} x {topology.generation}"
     try:
-        with Progress(label, quiet=quiet, interval=config.log.progress_seconds):
-            say = (lambda text: None) if quiet else print
-            found, suggestion = programs.fit(config, vocab_size, topology, say)
+        programs.devices_of(topology)
     except programs.Unavailable as error:
         raise ValueError(str(error)) from None
+    with Progress(label, quiet=quiet, interval=config.log.progress_seconds):
+        say = (lambda text: None) if quiet else print
+        found, suggestion = programs.fit(config, vocab_size, topology, say)
     payload = _payload(config, vocab_size, topology, found, suggestion)
     if quiet:
         options.emit(payload)

@@ -115,7 +115,11 @@ def shipped_config(name):
 
 
 def resolve_config_names(arguments):
-    """Returns command-line arguments in which `--config NAME` of a shipped config is its path."""
+    """Returns command-line arguments in which `--config NAME` of a shipped config is its path.
+
+    Raises:
+      FileNotFoundError: if there is neither a file nor a shipped config of the name.
+    """
     resolved = list(arguments)
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
@@ -123,22 +127,33 @@ def resolve_config_names(arguments):
             continue
         place = index if equals else index + 1
         value = value if equals else (arguments[place] if place < len(arguments) else "")
-        path = None if pathlib.Path(value).is_file() else shipped_config(value)
-        if path is not None and pathlib.Path(value).suffix in ("", ".py"):
-            resolved[place] = f"{flag}={path}" if equals else str(path)
+        file = value.partition(":")[0]  # what follows the colon is get_config's argument
+        if not value or pathlib.Path(file).exists():
+            continue  # absl says what is wrong with nothing, or with a folder
+        path = shipped_config(value) if pathlib.Path(value).suffix in ("", ".py") else None
+        if path is None:
+            raise _no_config(value)
+        resolved[place] = f"{flag}={path}" if equals else str(path)
     return resolved
 
 
-def load_config_file(name):
+def _no_config(name, flag="config"):
+    return FileNotFoundError(f"--{flag}={name!r}: no such file, and no shipped config of that name")
+
+
+def load_config_file(name, flag="config"):
     """Returns the RunConfig of a config file or of a shipped config.
 
+    Args:
+      name: of the file, or of the shipped config.
+      flag: that gave it, for messages.
     Raises:
       FileNotFoundError: if there is neither.
       ValueError: if the file cannot be run or breaks a rule.
     """
     path = pathlib.Path(name) if pathlib.Path(name).is_file() else shipped_config(name)
     if path is None:
-        raise FileNotFoundError(f"--config={name!r}: no such file, and no shipped config of that name")
+        raise _no_config(name, flag)
     try:
         scope = runpy.run_path(str(path))
         given = scope["get_config"]() if "get_config" in scope else None
