@@ -97,7 +97,7 @@ def test_bench_prints_what_scripts_rely_on_and_compares_with_the_last_entry(tmp_
         ("--vocab_size=1", "--vocab_size=1: must be at least 2"),
         ("--only=trian", "--only=trian: must begin one of train/A"),
         ("--also=nowhere.py", "--also='nowhere.py': no such file"),
-        (f"--also={__file__}", "KeyError: 'works_beside'"),
+        (f"--also={__file__}", "must define works_beside()"),
         ("--config=nowhere", "--config='nowhere': no such file"),
     ],
 )
