@@ -213,12 +213,19 @@ class TrainConfig:
     batch_size: int = 32  # global, in rows
     micro_batches: int = 1
     ema_decay: float = 0.999  # the average starts fast: min(ema_decay, (1 + step) / (10 + step))
+    bad_steps: str = "skip"  # a loss or gradient that is not finite, or a spike: skip (the step) | roll_back | stop
+    spike_sigmas: float = 0.0  # of the running spread of loss and gradient norm; 0 = only what is not finite is bad
+    max_bad_steps: int = 10  # in a row, or roll-backs to one checkpoint; then exit code 87
     hang_seconds: float = 1800.0  # no step ends for so long: stacks are written, exit code 86; 0 = wait for ever
 
     def __post_init__(self):
         _at_least("train.num_steps", self.num_steps, 1)
         _at_least("train.batch_size", self.batch_size, 1)
         _at_least("train.micro_batches", self.micro_batches, 1)
+        _choice("train.bad_steps", self.bad_steps, ("skip", "roll_back", "stop"))
+        if not 0 <= self.spike_sigmas < math.inf:
+            raise ValueError(f"train.spike_sigmas={self.spike_sigmas}: must be at least 0")
+        _at_least("train.max_bad_steps", self.max_bad_steps, 1)
         if not 0 <= self.hang_seconds < math.inf:
             raise ValueError(f"train.hang_seconds={self.hang_seconds}: must be at least 0")
         if not 0 <= self.ema_decay < 1:

@@ -1,5 +1,6 @@
 """dlm inspect: what a workdir holds."""
 
+import pathlib
 import sys
 
 from absl import flags
@@ -13,10 +14,13 @@ def define_flags(values):
     options.define_workdir(values)
     options.define_json(values)
     flags.DEFINE_integer("step", None, "which checkpoint; default the newest", flag_values=values)
+    flags.DEFINE_bool("goodput", False, "where the time of the run went, over all restarts", flag_values=values)
 
 
 def run(values):
     workdir = options.required(values, "workdir")
+    if values["goodput"].value:
+        return _goodput(workdir, values["json"].value)
     import jax
 
     import dlm_jax
@@ -43,3 +47,13 @@ def run(values):
             print(f"{name:{width}}  {leaf.dtype}{list(leaf.shape)}", file=sys.stderr)
         print(f"{payload['num_params']:,} parameters at step {generator.step}", file=sys.stderr)
     options.emit(payload)
+
+
+def _goodput(workdir, is_json):
+    from dlm_jax.training import goodput
+
+    summary = goodput.summarize(pathlib.Path(workdir) / "metrics.jsonl")
+    if not is_json:
+        for line in goodput.table(summary):
+            print(line, file=sys.stderr)
+    options.emit(summary)

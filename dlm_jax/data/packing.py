@@ -54,12 +54,13 @@ class Corpus:
     manifest: dict
 
 
-def prepare(config, cache_dir, *, quiet=False, interval=10.0, say=print):
+def prepare(config, cache_dir, *, frozen=False, quiet=False, interval=10.0, say=print):
     """Returns the Corpus of a DataConfig, prepared now or read from `cache_dir`.
 
     Args:
       config: DataConfig.
       cache_dir: folder for prepared files.
+      frozen: refuse to replace a corpus that was prepared from something else.
       quiet: no progress.
       interval: seconds between progress lines in a log.
       say: called with lines worth knowing (sizes, what was skipped).
@@ -73,6 +74,8 @@ def prepare(config, cache_dir, *, quiet=False, interval=10.0, say=print):
     key = _key(config, source.digest)
     corpus = _open(cache_dir, key, config)
     if corpus is None:
+        if frozen:
+            _check_same(cache_dir, key, config)
         if source.rows is not None:
             splits, tokenizer = _split_rows(config, source.rows), _tokenizer_of_rows(config, source.rows)
             write = _write_rows
@@ -311,6 +314,18 @@ def _write_arrays(folder, arrays, **facts):
 
 
 # ---------------------------------------------------------------------------------------------- reading
+
+
+def _check_same(cache_dir, key, config):
+    try:
+        before = files.read_json(cache_dir / "manifest.json")["key"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return  # nothing that could be read: what is prepared now is compared by its fingerprint
+    if before != key:
+        raise ValueError(
+            f"data.source={config.source!r}: is not what {cache_dir} was prepared from; restore it, or use another "
+            "--workdir, or --allow_changes"
+        )
 
 
 def _open(cache_dir, key, config):

@@ -1,9 +1,21 @@
-"""Several processes: start-up, global arrays from host-local rows, agreement on stopping."""
+"""Several processes: start-up, global arrays from host-local rows, agreement without the devices.
 
+What to do next is agreed on over the hosts' own channel, never by a device collective: a device that waits for a
+peer cannot say for whom.
+"""
+
+import collections
 import os
 
 import jax
+from jax._src import distributed  # the coordination service has no public door to its key-value store
 from jax.experimental import multihost_utils
+
+_rounds = collections.Counter()
+
+
+class ProcessesMissing(Exception):
+    """Other processes did not come in time; the message says which."""
 
 
 def initialize():
@@ -11,21 +23,73 @@ def initialize():
 
     Understands JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; SLURM tasks and Cloud TPU workers are
     found by jax itself. Must run before any device is used.
+
+    Raises:
+      ValueError: if a variable is missing or no number.
     """
     env = os.environ
     if jax.distributed.is_initialized():
         return
-    if "JAX_COORDINATOR_ADDRESS" in env and int(env.get("JAX_NUM_PROCESSES", "1")) > 1:
-        jax.distributed.initialize(
-            env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
-        )
-    elif int(env.get("SLURM_NTASKS", "1")) > 1 or len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+    if "JAX_COORDINATOR_ADDRESS" in env and _number("JAX_NUM_PROCESSES", 1) > 1:
+        count, index = _number("JAX_NUM_PROCESSES", 1), _number("JAX_PROCESS_ID")
+        if not 0 <= index < count:
+            raise ValueError(f"JAX_PROCESS_ID={index}: must be between 0 and {count - 1}")
+        jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], count, index)
+    elif _number("SLURM_NTASKS", 1) > 1 or len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
         jax.distributed.initialize()
+
+
+def _number(name, default=None):
+    text = os.environ.get(name, default)
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={text!r}: must be a whole number") from None
 
 
 def is_main():
     """Returns whether this process writes files and logs."""
     return jax.process_index() == 0
+
+
+def exchange(name, text="", *, seconds=1800.0):
+    """Returns the text of every process, in order of process, once all have given theirs: a barrier that can fail.
+
+    Args:
+      name: str, of the meeting; every process must come to the same meetings in the same order.
+      text: str, this process's word.
+      seconds: float, how long to wait for the others.
+    Raises:
+      ProcessesMissing: naming those who have not come.
+    """
+    count, rank = jax.process_count(), jax.process_index()
+    if count == 1:
+        return [text]
+    client = distributed.global_state.client
+    meeting = f"dlm/{name}/{_rounds[name]}"
+    _rounds[name] += 1
+    client.key_value_set(f"{meeting}/{rank}", f"={text}")  # an empty value would not count as one
+    try:
+        client.wait_at_barrier(f"{meeting}/all", int(1000 * seconds))
+    except jax.errors.JaxRuntimeError as error:
+        came = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(f"{meeting}/")}
+        missing = ", ".join(str(index) for index in range(count) if index not in came)
+        reason = f"no sign of process {missing}" if missing else str(error).splitlines()[0]
+        raise ProcessesMissing(f"{name}: after {seconds:g} s {reason} (of {count})") from None
+    return [client.blocking_key_value_get(f"{meeting}/{index}", 10_000)[1:] for index in range(count)]
+
+
+def decide(name, choose, *, seconds=1800.0):
+    """Returns what the main process chooses, on every process.
+
+    Args:
+      name: as in `exchange`.
+      choose: () -> str, called on the main process only.
+      seconds: as in `exchange`.
+    Raises:
+      ProcessesMissing: as `exchange`.
+    """
+    return exchange(name, choose() if is_main() else "", seconds=seconds)[0]
 
 
 def global_rows(local_rows, sharding):
@@ -38,8 +102,12 @@ def global_rows(local_rows, sharding):
     return jax.make_array_from_process_local_data(sharding, local_rows)
 
 
-def any_host(flag):
-    """Returns whether the flag is set on any process; every process must call it at the same step."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(jax.numpy.asarray(flag)).any())
+def is_preempted(step):
+    """Returns whether a SIGTERM to any of several processes asks all of them to save after this step.
+
+    The processes agree on the step in the background; each must ask after every step.
+
+    Args:
+      step: int, finished steps.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)

@@ -8,6 +8,7 @@ with the reason, never deleted.
 
 import fcntl
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -18,6 +19,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dlm_jax.parallel import multihost
+from dlm_jax.training import guard as guards
 from dlm_jax.training import manifest
 from dlm_jax.training.state import TrainState
 
@@ -59,7 +62,7 @@ class Checkpoints:
         self.workdir = workdir
         folder(workdir).mkdir(parents=True, exist_ok=True)
         self._lock = None
-        if jax.process_index() == 0:
+        if multihost.is_main():
             self._lock = _lock(workdir)
             for path in folder(workdir).glob("*"):
                 if path.name.isdecimal() and not (_is_complete(path) and manifest.is_sealed(path)):
@@ -93,7 +96,7 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
 
     def _check_room(self, arrays):
-        if jax.process_index() != 0:
+        if not multihost.is_main():
             return
         needed = int(_ROOM * sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         free = shutil.disk_usage(folder(self.workdir)).free
@@ -106,7 +109,7 @@ class Checkpoints:
             path = folder(self.workdir) / str(step)
             if _is_complete(path):
                 fingerprints = self._unsealed.pop(step)
-                if jax.process_index() == 0:
+                if multihost.is_main():
                     manifest.seal(path, fingerprints)
 
     def wait(self):
@@ -123,36 +126,63 @@ class Checkpoints:
     def restore(self, abstract):
         """Returns (TrainState, meta) of the newest step that can be read, or None if there is no step.
 
+        The main process looks for it and verifies its files; all processes take the same one. The Guard is fresh.
+
         Args:
           abstract: TrainState of jax.ShapeDtypeStruct with shardings; any mesh will do.
         Raises:
           ValueError: if steps are there and none fits; the message says why.
+          ProcessesMissing: if another process does not come along.
         """
-        problems = []
-        for step in reversed(steps(self.workdir)):
+        problems, tried = [], set()
+        while True:
+            chosen = multihost.decide("choose a checkpoint", lambda: json.dumps(self._choose(tried, problems)))
+            step, fingerprints, problem = json.loads(chosen)
+            self._manager.reload()
+            if step is None:
+                break
+            tried.add(step)
+            restored, mine = None, ""
             try:
-                return self._restore_step(step, abstract)
+                restored = self._restore_step(step, abstract, fingerprints)
             except manifest.Damaged as error:
-                problems.append(f"step {step}: {error}")
-                if jax.process_index() == 0:
-                    _set_aside(folder(self.workdir) / str(step), str(error))
-                self._manager.reload()
+                mine = f"damaged: {error}"
             except Exception as error:  # orbax raises many kinds for damage and mismatch alike
-                problems.append(f"step {step}: {_first_line(error)}")
-                print(f"checkpoint {problems[-1]}; trying an older one", file=sys.stderr)
-        if problems:
-            raise ValueError(f"{folder(self.workdir)}: no checkpoint could be restored; {problems[0]}")
+                mine = _first_line(error)
+            problem = next(filter(None, multihost.exchange("restore a checkpoint", mine)), "")
+            if not problem:
+                return restored
+            problems.append(f"step {step}: {problem}")
+            if multihost.is_main():
+                if problem.startswith("damaged: "):
+                    _set_aside(folder(self.workdir) / str(step), problem.removeprefix("damaged: "))
+                else:
+                    print(f"checkpoint {problems[-1]}; trying an older one", file=sys.stderr)
+        if problem:
+            raise ValueError(f"{folder(self.workdir)}: no checkpoint could be restored; {problem}")
         return None
 
-    def _restore_step(self, step, abstract):
+    def _choose(self, tried, problems):
+        """(step, fingerprints, "") of the newest step whose files are whole, or (None, None, first problem)."""
+        for step in reversed(steps(self.workdir)):
+            path = folder(self.workdir) / str(step)
+            if step in tried:
+                continue
+            try:
+                return step, manifest.verify(path), ""
+            except manifest.Damaged as error:
+                problems.append(f"step {step}: {error}")
+                _set_aside(path, str(error))
+        return None, None, next(iter(problems), "")
+
+    def _restore_step(self, step, abstract, fingerprints):
         items = {name: ocp.args.StandardRestore(getattr(abstract, name)) for name in _ARRAYS}
-        fingerprints = manifest.verify(folder(self.workdir) / str(step))
         with _quiet():
             found = self._manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
         manifest.compare({name: found[name] for name in _ARRAYS}, fingerprints)
         where = abstract.step.sharding
-        count = jax.device_put(jax.numpy.int32(step), where)
-        return TrainState(count, found.params, found.ema, found.opt_state), found.meta
+        count, guard = jax.device_put((np.int32(step), guards.fresh()), where)
+        return TrainState(count, found.params, found.ema, found.opt_state, guard), found.meta
 
     def close(self):
         """Ends background work; every save must have been waited for."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from dlm_jax.parallel import sharding
+from dlm_jax.training import guard as guards
 
 
 @jax.tree_util.register_dataclass
@@ -19,13 +20,14 @@ class TrainState:
     params: Any
     ema: Any  # exponential moving average of params; what sampling and evaluation use
     opt_state: Any
+    guard: guards.Guard  # which steps were not taken
 
 
 def init_state(denoiser, optimizer, key):
     """Returns the state before the first step."""
     params = denoiser.init(key)
     average = jax.tree.map(jnp.copy, params)  # its own buffers: the state is donated
-    return TrainState(jnp.int32(0), params, average, optimizer.init(params))
+    return TrainState(jnp.int32(0), params, average, optimizer.init(params), jax.tree.map(jnp.asarray, guards.fresh()))
 
 
 def state_shardings(denoiser, optimizer, mesh):
@@ -47,6 +49,7 @@ def state_shardings(denoiser, optimizer, mesh):
         params=params,
         ema=params,
         opt_state=jax.tree_util.tree_map_with_path(of_moment, abstract.opt_state),
+        guard=jax.tree.map(lambda _: sharding.replicated(mesh), abstract.guard),
     )
 
 

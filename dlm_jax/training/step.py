@@ -7,6 +7,7 @@ import optax
 from dlm_jax import config as configs
 from dlm_jax import rng
 from dlm_jax.parallel import sharding
+from dlm_jax.training import guard as guards
 from dlm_jax.training.state import TrainState
 
 
@@ -40,8 +41,10 @@ def make_train_step(denoiser, objective, optimizer, config, root_key):
       root_key: PRNG key of the run; the keys of a step follow from it and the step's number.
     Returns:
       A function of (TrainState, {"tokens": int32[B, L], "segment_ids": optional}) that returns the next state and
-      metrics {name: (sum, weight)}: "loss" in nats per token, "grad_norm", "param_norm".
+      metrics {name: (sum, weight)}: "loss" in nats per token, "grad_norm", "param_norm", and the counts of the Guard.
     """
+
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def micro_loss(params, step, index, tokens, segment_ids):
         question = objective(rng.stream(root_key, "mask", step, index), tokens, segment_ids)
@@ -71,17 +74,28 @@ def make_train_step(denoiser, objective, optimizer, config, root_key):
 
     def train_step(state, batch):
         loss, weight, constant, grads = accumulate(state.params, state.step, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, params)
+        grad_norm = optax.tree.norm(grads)
+        is_bad, guard = guards.judge(state.guard, state.step, loss + constant, grad_norm, config.spike_sigmas)
+
+        def take(_, kept):
+            params, ema, opt_state, grads = kept
+            updates, opt_state = optimizer.update(grads, opt_state, params, grad_norm=grad_norm)
+            params = optax.apply_updates(params, updates)
+            decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+            ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, params)
+            return params, ema, opt_state, updates
+
+        # Once or not at all. As a loop it works in place: a choice between old and new would keep both in memory.
+        kept = (state.params, state.ema, state.opt_state, grads)
+        params, ema, opt_state, _ = jax.lax.fori_loop(0, jnp.where(is_bad, 0, 1), take, kept)
         one = jnp.float32(1)
         metrics = {
             "loss": ((loss + constant) * weight, weight),
-            "grad_norm": (optax.tree.norm(grads), one),
+            "grad_norm": (grad_norm, one),
             "param_norm": (optax.tree.norm(params), one),
+            **{name: (count, one) for name, count in guards.counts(guard).items()},
         }
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        return TrainState(state.step + 1, params, ema, opt_state, guard), metrics
 
     return train_step
 

@@ -3,10 +3,14 @@
 import json
 import math
 import pathlib
+import time
 
 
 class JsonlWriter:
-    """Appends one JSON object a line: step, then name -> value. A line that a kill cut short is removed on opening."""
+    """Appends one JSON object a line: step, time (Unix seconds), then name -> value.
+
+    A line that a kill cut short is removed on opening.
+    """
 
     def __init__(self, path):
         path = pathlib.Path(path)
@@ -17,7 +21,7 @@ class JsonlWriter:
         self._file.truncate(whole)
 
     def write(self, step, values):
-        line = {"step": step, **{name: _plain(value) for name, value in values.items()}}
+        line = {"step": step, "time": round(time.time(), 3), **{name: _plain(value) for name, value in values.items()}}
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 

@@ -18,7 +18,7 @@ from dlm_jax.cli.main import main
 from dlm_jax.data import tokenizers
 from dlm_jax.information import InformationCurve, Plan, error
 from dlm_jax.information import distributions as d
-from dlm_jax.training import checkpoint, loop
+from dlm_jax.training import checkpoint, guard, loop
 from dlm_jax.training.state import TrainState
 
 LENGTH = 8
@@ -65,7 +65,7 @@ def make_model(workdir, source):
     noise = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: noise.normal(0, 0.1, leaf.shape).astype(leaf.dtype), run.abstract.params)
     saves = checkpoint.Checkpoints(workdir, 1)
-    saves.save(TrainState(np.int32(5), params, params, {"count": np.zeros(1, np.int32)}), {})
+    saves.save(TrainState(np.int32(5), params, params, {"count": np.zeros(1, np.int32)}, guard.fresh()), {})
     saves.wait()
     saves.close()
     return workdir

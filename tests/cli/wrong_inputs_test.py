@@ -205,10 +205,10 @@ WITH_MODEL = {
     "inspect: no such step": (("inspect", "--workdir", "{m}", "--step=4"), "step=4: must be one of 3, 6"),
     "changed on resume": (
         ("train", "--config", "debug", "--workdir", "{m}", *TINY, "--config.model.num_layers=3"),
-        r"model\.num_layers=3: the checkpoints in .* were trained with 2"),
+        r"model\.num_layers=3, was 2: the checkpoints in .* were trained otherwise"),
     "other corpus on resume": (
         ("train", "--config", "debug", "--workdir", "{m}", *TINY, "--config.data.length=16"),
-        r"data\.length=16: the checkpoints in .* were trained with 32"),
+        r"data\.length=16, was 32: the checkpoints in .* were trained otherwise"),
 }  # fmt: skip
 
 

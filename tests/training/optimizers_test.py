@@ -33,7 +33,7 @@ def test_schedules_run_from_the_peak_to_the_final_fraction(name, middle):
 def updated(grads, **fields):
     settings = config.OptimizerConfig(learning_rate=0.1, warmup_steps=0, lr_schedule="constant", **fields)
     optimizer = make_optimizer(settings, 10, AXES)
-    updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+    updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS, grad_norm=optax.tree.norm(grads))
     return updates
 
 
