@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 from . import policy
@@ -36,7 +37,8 @@ def plan(command, num_processes, port, environment=()):
 def supervise(command, *, num_processes=1, max_restarts=10, logs=None, say=print, wait=time.sleep):
     """Runs a command until it is done, is wrong, diverges, or crashes too often.
 
-    SIGTERM and SIGINT are handed on; the run then saves, and is not started again.
+    SIGTERM and SIGINT are handed on; the run then saves, and is not started again. What one attempt has compiled the
+    next finds again, unless JAX_COMPILATION_CACHE_DIR already names a place for it.
 
     Args:
       command: list of str, what follows `dlm`.
@@ -56,10 +58,12 @@ def supervise(command, *, num_processes=1, max_restarts=10, logs=None, say=print
             process.send_signal(signal.SIGTERM)
 
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
+    compiled = tempfile.TemporaryDirectory(prefix="dlm-compiled-")
+    environment = {"JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", compiled.name)}
     try:
         while True:
             started = time.monotonic()
-            running[:] = _start(plan(command, num_processes, _free_port()), logs)
+            running[:] = _start(plan(command, num_processes, _free_port(), environment), logs)
             if stopping:  # between two attempts nobody heard it
                 stop(stopping[0], None)
             code = policy.of_ranks(_wait(running))
@@ -81,6 +85,7 @@ def supervise(command, *, num_processes=1, max_restarts=10, logs=None, say=print
         for process in running:
             if process.poll() is None:
                 process.kill()
+        compiled.cleanup()
         for signum, handler in before.items():
             signal.signal(signum, handler)
 

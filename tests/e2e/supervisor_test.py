@@ -24,10 +24,8 @@ def sha(inspect, workdir):
     return found["params_sha256"]
 
 
-def launch_and_kill(workdir, kills, seed, num_processes=1):
+def launch_and_kill(environment, workdir, kills, seed, num_processes=1):
     """Supervises a training while its processes are killed at random moments; returns (exit code, kills, stderr)."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
     command = [
         sys.executable, "-m", "dlm_jax", "launch", "--target", "local", f"--num_processes={num_processes}",
         f"--max_restarts={kills + 5}", "--", *CONFIG, f"--workdir={workdir}",
@@ -53,10 +51,10 @@ def children_of(pid):
     return [int(child) for child in found]
 
 
-def test_a_supervised_run_killed_once_ends_as_if_nothing_had_happened(tmp_path, run_dlm, inspect):
+def test_a_supervised_run_killed_once_ends_as_if_nothing_had_happened(tmp_path, environment, run_dlm, inspect):
     code, _, log = run_dlm(*CONFIG, "--workdir", tmp_path / "left alone")
     assert code == 0, log
-    code, kills, log = launch_and_kill(tmp_path / "killed", 1, seed=0)
+    code, kills, log = launch_and_kill(environment, tmp_path / "killed", 1, seed=0)
     assert code == 0 and kills > 0, log
     assert "killed by signal 9; starting again" in log
     assert sha(inspect, tmp_path / "killed") == sha(inspect, tmp_path / "left alone")
@@ -64,10 +62,12 @@ def test_a_supervised_run_killed_once_ends_as_if_nothing_had_happened(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_twenty_kills_at_random_moments_end_bit_for_bit_as_if_nothing_had_happened(num_processes, tmp_path, inspect):
-    code, _, log = launch_and_kill(tmp_path / "left alone", 0, 0, num_processes)
+def test_twenty_kills_at_random_moments_end_bit_for_bit_as_if_nothing_had_happened(
+    num_processes, tmp_path, environment, inspect
+):
+    code, _, log = launch_and_kill(environment, tmp_path / "left alone", 0, 0, num_processes)
     assert code == 0, log
-    code, kills, log = launch_and_kill(tmp_path / "killed", 20, 1, num_processes)
+    code, kills, log = launch_and_kill(environment, tmp_path / "killed", 20, 1, num_processes)
     assert code == 0, log
     print(json.dumps({"kills": kills}))
     assert sha(inspect, tmp_path / "killed") == sha(inspect, tmp_path / "left alone")
