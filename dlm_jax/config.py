@@ -636,13 +636,12 @@ def uses_pairs(diffusion):
     return diffusion.objective != "autoregressive" and diffusion.masking != "independent"
 
 
-def check_devices(run, num_devices, num_hosts=1):
+def check_devices(run, num_devices):
     """Checks the run against the machine, before anything is compiled.
 
     Args:
       run: RunConfig.
       num_devices: number of devices over all hosts.
-      num_hosts: number of processes.
     Returns:
       (replica, fsdp, tensor), the mesh shape.
     Raises:
@@ -667,8 +666,6 @@ def check_devices(run, num_devices, num_hosts=1):
             f"train.batch_size={run.train.batch_size}: each micro-batch of {rows} rows must be divisible by {unit} "
             f"(mesh.replica x mesh.fsdp{pairs})"
         )
-    if run.train.batch_size % num_hosts:
-        raise ValueError(f"train.batch_size={run.train.batch_size}: must be divisible by {num_hosts} hosts")
     return shape
 
 

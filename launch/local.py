@@ -106,8 +106,8 @@ def _start(planned, logs):
 def _wait(processes):
     """Exit codes of all processes; once one has ended badly, or all but a few long ago, the others are ended."""
     deadline = None
-    while any(process.poll() is None for process in processes):
-        ended = [process.returncode for process in processes if process.returncode is not None]
+    while None in (codes := [process.poll() for process in processes]):
+        ended = [code for code in codes if code is not None]
         if ended and deadline is None:
             crashed = any(code not in (policy.DONE, policy.PREEMPTED) for code in ended)
             deadline = time.monotonic() + (_GRACE_AFTER_CRASH if crashed else _GRACE)
@@ -116,7 +116,7 @@ def _wait(processes):
         if deadline is not None and time.monotonic() > deadline:
             _signal(processes, signal.SIGKILL)
         time.sleep(_POLL)
-    return [process.returncode for process in processes]
+    return codes
 
 
 def _signal(processes, signum):

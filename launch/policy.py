@@ -34,9 +34,9 @@ def of_ranks(codes):
     """Returns the exit code that speaks for several processes of one run.
 
     Whatever says most about why: wrong input and divergence end a run for good, a hang or a preemption of one rank
-    makes the others crash.
+    makes the others crash, and whoever was in the way was ended by a signal.
     """
     for telling in (WRONG_INPUT, DIVERGED, PREEMPTED, HANG):
         if telling in codes:
             return telling
-    return next((code for code in codes if code != DONE), DONE)
+    return max((code for code in codes if code != DONE), default=DONE)

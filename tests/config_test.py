@@ -289,26 +289,25 @@ def test_the_mesh_takes_all_devices(overrides, devices, shape):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "devices", "hosts", "message"),
+    ("overrides", "devices", "message"),
     [
-        ({"mesh.fsdp": 3}, 8, 1, r"^mesh\.replica=1 x mesh\.fsdp=3 x mesh\.tensor=1: must multiply .* devices, 8$"),
-        ({"mesh.tensor": 3}, 8, 1, r"mesh\.fsdp=2 x mesh\.tensor=3: must multiply to the number of devices, 8$"),
-        ({"mesh.replica": 16}, 8, 1, r"^mesh\.replica=16 x .* devices, 8$"),
-        ({"model.embed_dim": 250, "model.num_heads": 5, "mesh.tensor": 2, "train.batch_size": 32}, 2, 1,
+        ({"mesh.fsdp": 3}, 8, r"^mesh\.replica=1 x mesh\.fsdp=3 x mesh\.tensor=1: must multiply .* devices, 8$"),
+        ({"mesh.tensor": 3}, 8, r"mesh\.fsdp=2 x mesh\.tensor=3: must multiply to the number of devices, 8$"),
+        ({"mesh.replica": 16}, 8, r"^mesh\.replica=16 x .* devices, 8$"),
+        ({"model.embed_dim": 250, "model.num_heads": 5, "mesh.tensor": 2, "train.batch_size": 32}, 2,
          r"^model\.num_heads=5: must be divisible by mesh\.tensor=2$"),
-        ({"model.num_kv_heads": 1, "mesh.tensor": 2}, 2, 1, r"^model\.num_kv_heads=1: .* mesh\.tensor=2$"),
-        ({"model.mlp_dim": 33, "mesh.tensor": 2}, 2, 1, r"^model\.mlp_dim=33: must be divisible by mesh\.tensor=2$"),
-        ({"model.embed_dim": 36, "model.num_heads": 2}, 8, 1, r"^model\.embed_dim=36: .* by mesh\.fsdp=8$"),
-        ({"train.batch_size": 12, **CAUSAL}, 8, 1, r"^train\.batch_size=12: each micro-batch of 12 rows .* by 8 "),
-        ({"train.batch_size": 8}, 8, 1, r"^train\.batch_size=8: each .* of 8 rows must be divisible by 16 .*pairs"),
-        ({"train.micro_batches": 4}, 8, 1, r"^train\.batch_size=32: each micro-batch of 8 rows .* by 16 "),
-        ({"train.batch_size": 8, **CAUSAL}, 1, 3, r"^train\.batch_size=8: must be divisible by 3 hosts$"),
+        ({"model.num_kv_heads": 1, "mesh.tensor": 2}, 2, r"^model\.num_kv_heads=1: .* mesh\.tensor=2$"),
+        ({"model.mlp_dim": 33, "mesh.tensor": 2}, 2, r"^model\.mlp_dim=33: must be divisible by mesh\.tensor=2$"),
+        ({"model.embed_dim": 36, "model.num_heads": 2}, 8, r"^model\.embed_dim=36: .* by mesh\.fsdp=8$"),
+        ({"train.batch_size": 12, **CAUSAL}, 8, r"^train\.batch_size=12: each micro-batch of 12 rows .* by 8 "),
+        ({"train.batch_size": 8}, 8, r"^train\.batch_size=8: each .* of 8 rows must be divisible by 16 .*pairs"),
+        ({"train.micro_batches": 4}, 8, r"^train\.batch_size=32: each micro-batch of 8 rows .* by 16 "),
     ],
     ids=name_of,
 )  # fmt: skip
-def test_a_run_that_does_not_fit_the_machine_is_refused(overrides, devices, hosts, message):
+def test_a_run_that_does_not_fit_the_machine_is_refused(overrides, devices, message):
     with pytest.raises(ValueError, match=message):
-        check_devices(build(**overrides), devices, hosts)
+        check_devices(build(**overrides), devices)
 
 
 def test_a_corpus_of_fewer_rows_than_a_batch_is_refused():

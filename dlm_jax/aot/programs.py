@@ -18,7 +18,7 @@ from dlm_jax.parallel import mesh as meshes
 from dlm_jax.parallel import sharding
 from dlm_jax.sampling import loop
 from dlm_jax.training import optimizers, state
-from dlm_jax.training.step import jit_train_step
+from dlm_jax.training.step import batch_names, jit_train_step
 
 # Collective matrix products are cut into rings of permutations, one for each device: whole, they compile several times
 # faster and can be counted.
@@ -84,7 +84,7 @@ def train_step(config, vocab_size, topology):
     optimizer = optimizers.make_optimizer(config.optimizer, config.train.num_steps, denoiser.logical_axes)
     objective = objectives.make_objective(config.diffusion, vocab_size)
     abstract, shardings = state.state_shardings(denoiser, optimizer, mesh)
-    names = ("tokens", "segment_ids") if config.data.segment_ids else ("tokens",)
+    names = batch_names(config)
     shape, rows = (config.train.batch_size, config.data.length), sharding.batch_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name in names}
     step = jit_train_step(denoiser, objective, optimizer, config, mesh, shardings, names)

@@ -1,7 +1,9 @@
 """`dlm VERB [flags]`: finds the verb, parses its flags, and turns mistakes into one line and exit code 2."""
 
+import contextlib
 import ctypes
 import importlib
+import logging as python_logging
 import os
 import sys
 
@@ -63,13 +65,26 @@ def main(argv=None):
         return DONE
     if os.environ.get("DLM_TRACEBACK"):
         return _run(module, values, verb, rest)
-    logging.set_verbosity(logging.FATAL)  # orbax logs its threads' tracebacks; the error itself reaches us
     try:
-        return _run(module, values, verb, rest)
+        with _quiet_threads():
+            return _run(module, values, verb, rest)
     except (UsageError, flags.Error, ValueError, OSError) as error:
         return _refuse(_one_line(error))
     except KeyboardInterrupt:
         return _refuse("interrupted", 130)
+
+
+@contextlib.contextmanager
+def _quiet_threads():
+    """Background threads of orbax and tensorstore print tracebacks of an error that reaches us anyhow.
+
+    After an error it stays so: they go on printing until the process has ended.
+    """
+    logging.set_verbosity(logging.FATAL)
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    before, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    yield
+    sys.unraisablehook = before
 
 
 def _keep_freed_memory():

@@ -66,16 +66,14 @@ class Batches:
             key = _mix(_mix(np.full(self.batch_size, self.seed, np.uint64)) + epoch)
             return permute(position % size, len(self.rows), key).astype(np.int64)
 
-    def __call__(self, step, host=0, num_hosts=1):
-        """Returns the batch of a step: {"tokens": int32[B / hosts, L]} and "segment_ids" where the corpus has them.
+    def __call__(self, step, part=slice(None)):
+        """Returns the batch of a step: {"tokens": int32[B, L]} and "segment_ids" where the corpus has them.
 
         Args:
           step: int.
-          host: int, which slice of the global batch.
-          num_hosts: int, must divide the batch size.
+          part: slice, which rows of the global batch.
         """
-        share = self.batch_size // num_hosts
-        chosen = self.indices(step)[host * share : (host + 1) * share]
+        chosen = self.indices(step)[part]
         batch = {"tokens": np.asarray(self.rows.tokens[chosen], np.int32)}
         if self.rows.segment_ids is not None:
             batch["segment_ids"] = np.asarray(self.rows.segment_ids[chosen], np.int32)

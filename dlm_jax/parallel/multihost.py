@@ -5,6 +5,7 @@ peer cannot say for whom.
 """
 
 import collections
+import functools
 import os
 
 import jax
@@ -92,14 +93,23 @@ def decide(name, choose, *, seconds=1800.0):
     return exchange(name, choose() if is_main() else "", seconds=seconds)[0]
 
 
-def global_rows(local_rows, sharding):
-    """Returns a global array from each process's own rows.
+def global_rows(rows_of, shapes, sharding):
+    """Returns global arrays of which each process makes just the rows that its devices hold.
+
+    Devices that hold the same rows may belong to several processes (a tensor axis over hosts, say): what a process
+    makes follows from the sharding, never from its number.
 
     Args:
-      local_rows: numpy array [B / hosts, ...], this process's rows, in order of process.
-      sharding: NamedSharding of the global array.
+      rows_of: slice of the first axis -> {name: numpy array of those rows}.
+      shapes: {name: shape of the global array}.
+      sharding: NamedSharding over the first axis.
     """
-    return jax.make_array_from_process_local_data(sharding, local_rows)
+    made = functools.cache(lambda start, stop: rows_of(slice(start, stop)))
+
+    def piece(name):
+        return lambda index: made(index[0].start, index[0].stop)[name]
+
+    return {name: jax.make_array_from_callback(shape, sharding, piece(name)) for name, shape in shapes.items()}
 
 
 def is_preempted(step):

@@ -185,14 +185,21 @@ class Checkpoints:
         return TrainState(count, found.params, found.ema, found.opt_state, guard), found.meta
 
     def close(self):
-        """Ends background work; every save must have been waited for."""
-        self._manager.close()
-        if self._lock is not None:
-            os.close(self._lock)
+        """Ends background work; every save must have been waited for.
+
+        Raises:
+          OSError: if the last save could not be written.
+        """
+        try:
+            with _writing(self.workdir):
+                self._manager.close()
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
 
 
 def load_item(workdir, name="ema", step=None):
-    """Loads one item of a checkpoint without the rest, onto the local devices.
+    """Loads one item of a checkpoint without the rest onto one device, whatever mesh it was saved from.
 
     Args:
       workdir: the run's folder.
@@ -215,7 +222,7 @@ def load_item(workdir, name="ema", step=None):
         try:
             fingerprints = manifest.verify(path, (name, "meta"))
             with _quiet():
-                tree = ocp.StandardCheckpointer().restore(path / name)
+                tree = _restore_here(path / name)
                 meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "meta")
             own = {key: value for key, value in fingerprints.items() if key.startswith(f"['{name}']")}
             manifest.compare({name: tree}, own)
@@ -224,6 +231,16 @@ def load_item(workdir, name="ema", step=None):
             problems.append(f"{path}: cannot be read: {_first_line(error)}")
             print(problems[-1], file=sys.stderr)
     raise ValueError(problems[0])
+
+
+def _restore_here(path):
+    """The tree of arrays at a path, on this process's first device."""
+    checkpointer = ocp.StandardCheckpointer()
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    saved = checkpointer.metadata(path).item_metadata.tree
+    return checkpointer.restore(
+        path, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
+    )
 
 
 def params_sha256(params):

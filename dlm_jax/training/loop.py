@@ -31,7 +31,7 @@ from dlm_jax.progress import Progress
 from dlm_jax.training import checkpoint, goodput, optimizers, writers
 from dlm_jax.training import guard as guards
 from dlm_jax.training import state as states
-from dlm_jax.training.step import jit_train_step, required_flops
+from dlm_jax.training.step import batch_names, jit_train_step, required_flops
 from dlm_jax.training.watchdog import Watchdog
 
 # Dense bfloat16 peaks of one device, FLOP/s, as the makers state them. Matched by the start of device_kind.
@@ -123,7 +123,7 @@ def prepare(config, workdir, *, say=print, quiet=False, mesh=None, allow_changes
     started = time.monotonic()
     workdir = pathlib.Path(workdir)
     if mesh is None:
-        mesh = meshes.make_mesh(configs.check_devices(config, jax.device_count(), jax.process_count()))
+        mesh = meshes.make_mesh(configs.check_devices(config, jax.device_count()))
     is_resumed = bool(checkpoint.steps(workdir))
     if is_resumed and not allow_changes:
         _check_unchanged(config, workdir)
@@ -186,7 +186,7 @@ def _prepare_corpus(config, workdir, *, frozen, say, quiet):
 def compiled_step(run):
     """Returns the jitted train step of a Run: shardings stated, state donated."""
     step = jit_train_step(
-        run.denoiser, run.objective, run.optimizer, run.config, run.mesh, run.shardings, tuple(run.batches(0))
+        run.denoiser, run.objective, run.optimizer, run.config, run.mesh, run.shardings, batch_names(run.config)
     )
 
     def on_mesh(state, batch):
@@ -204,9 +204,8 @@ def initial_state(run):
 
 def device_batch(run, step):
     """Returns the batch of a step as global arrays."""
-    rows = run.batches(step, jax.process_index(), jax.process_count())
-    where = sharding.batch_sharding(run.mesh)
-    return {name: multihost.global_rows(array, where) for name, array in rows.items()}
+    shapes = dict.fromkeys(batch_names(run.config), (run.config.train.batch_size, run.config.data.length))
+    return multihost.global_rows(lambda part: run.batches(step, part), shapes, sharding.batch_sharding(run.mesh))
 
 
 def measure_step_seconds(run, *, repeats=8, label="measuring the step"):

@@ -100,6 +100,11 @@ def make_train_step(denoiser, objective, optimizer, config, root_key):
     return train_step
 
 
+def batch_names(config):
+    """Returns the names of the arrays of a RunConfig's batches."""
+    return ("tokens", "segment_ids") if config.data.segment_ids else ("tokens",)
+
+
 def jit_train_step(denoiser, objective, optimizer, config, mesh, shardings, names):
     """Returns the jitted train step of a RunConfig: shardings stated, state donated; to be traced on the mesh.
 

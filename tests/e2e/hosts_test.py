@@ -19,12 +19,16 @@ from dlm_jax.data.packing import Rows
 
 assert jax.process_count() == int(sys.argv[2])
 rows = Rows(np.arange(400, dtype=np.uint16).reshape(100, 4), np.zeros(100), np.zeros(100))
-local = Batches(rows, 8, seed=int(sys.argv[3]))(13, jax.process_index(), jax.process_count())["tokens"]
-where = sharding.batch_sharding(mesh.make_mesh((1, jax.device_count(), 1)))
-whole = multihost.global_rows(local, where)
-assert whole.shape == (8, 4)
-for shard in whole.addressable_shards:
-    np.save(f"{sys.argv[1]}/{shard.index[0].start or 0}.npy", np.asarray(shard.data))
+batches = Batches(rows, 8, seed=int(sys.argv[3]))
+devices = jax.device_count()
+for number, shape in enumerate([(1, devices, 1), (1, 1, devices)]):  # rows over all hosts; the same rows on all hosts
+    where = sharding.batch_sharding(mesh.make_mesh(shape))
+    whole = multihost.global_rows(lambda part: batches(13, part), {"tokens": (8, 4)}, where)["tokens"]
+    for shard in whole.addressable_shards:
+        start = shard.index[0].start or 0
+        np.testing.assert_array_equal(shard.data, batches(13)["tokens"][start : start + len(shard.data)])
+        if number == 0:
+            np.save(f"{sys.argv[1]}/{start}.npy", np.asarray(shard.data))
 words = [f"from {index}" for index in range(jax.process_count())]
 assert multihost.exchange("test", f"from {jax.process_index()}") == words
 """

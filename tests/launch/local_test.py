@@ -66,12 +66,13 @@ def test_restarts_follow_the_policy(codes, limit, want, starts, monkeypatch, tmp
     assert waits == sorted(waits)  # growing pauses
 
 
-def test_when_one_process_dies_the_others_are_ended(monkeypatch, tmp_path):
+@pytest.mark.parametrize("order", [1, -1])
+def test_when_one_process_dies_the_others_are_ended(order, monkeypatch):
     monkeypatch.setattr(local, "_GRACE_AFTER_CRASH", 0.5)
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     planned = [([sys.executable, "-c", "import time; time.sleep(0.5); raise SystemExit(7)"], {}),
                ([sys.executable, "-c", stubborn], {})]  # fmt: skip
-    monkeypatch.setattr(local, "plan", lambda *_: planned)
+    monkeypatch.setattr(local, "plan", lambda *_: planned[::order])
     started = time.monotonic()
     assert local.supervise([], num_processes=2, max_restarts=0, say=lambda line: None) == 7
     assert time.monotonic() - started < 60
