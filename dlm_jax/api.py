@@ -25,7 +25,7 @@ from dlm_jax.parallel import sharding
 from dlm_jax.sampling import canvas as canvases
 from dlm_jax.sampling import loop, presets, windows
 from dlm_jax.training import checkpoint
-from dlm_jax.training.loop import cache_dir
+from dlm_jax.training.loop import cache_dir, check_trained
 
 # What a survey looks at: a random order, two that spread, one that halves, the reader's, and one from measured pairs.
 DEFAULT_ORDERS = ("random", "spaced", "blue_noise", "bisection", "left_to_right", "computed")
@@ -47,8 +47,9 @@ def load(workdir, *, step=None):
     if not workdir.is_dir():
         raise FileNotFoundError(f"workdir={str(workdir)!r}: no such folder")
     config = configs.load(workdir / "config.json")
-    tokenizer = tokenizers.load(cache_dir(config, workdir) / "tokenizer.json")
-    step, params, _ = checkpoint.load_item(workdir, "ema", step)
+    step, params, meta = checkpoint.load_item(workdir, "ema", step)
+    check_trained(config, meta, workdir / "config.json")
+    tokenizer = tokenizers.load(cache_dir(config, workdir) / "tokenizer.json", meta.get("tokenizer_sha256"))
     denoiser = Denoiser(config.model, tokenizer.vocab_size)
     _check_params(workdir, denoiser, params)
     return Generator(config, tokenizer, denoiser, params, step, workdir)

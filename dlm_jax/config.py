@@ -72,8 +72,8 @@ class DataConfig:
         if not rows or any(not isinstance(row, tuple) or len(row) != len(rows) for row in rows):
             raise ValueError(f"data.transition={rows}: must be a square table")
         for row in rows:
-            is_numbers = all(isinstance(value, (int, float)) for value in row)
-            if not (is_numbers and min(row) >= 0 and abs(sum(row) - 1) <= 1e-6):
+            is_shares = all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in row)
+            if not (is_shares and abs(sum(row) - 1) <= 1e-6):
                 raise ValueError(f"data.transition: row {row} must be probabilities that sum to 1")
 
 
@@ -136,7 +136,7 @@ class ModelConfig:
 
     @property
     def hidden_dim(self):
-        return self.mlp_dim or math.ceil(self.embed_dim * 8 / 3 / 32) * 32
+        return self.mlp_dim or -(-self.embed_dim // 12) * 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -768,7 +768,18 @@ def _build(cls, values, prefix):
             built[name] = _build(kind, value, f"{prefix}{name}.")
         else:
             built[name] = _coerce(f"{prefix}{name}", value, kind)
-    return cls(**built)
+    made = cls(**built)
+    for name, value in built.items():  # after the rules, whose messages say more
+        if type(value) is int:
+            _fits(f"{prefix}{name}", value, 2**32)
+        elif type(value) is float and not abs(value) < _LARGEST:
+            raise ValueError(f"{prefix}{name}={value}: must be finite")
+    return made
+
+
+def _fits(name, value, limit):
+    if abs(value) >= limit:
+        raise ValueError(f"{name}: a number of {len(str(abs(value)))} digits is too large")
 
 
 def _elsewhere(name):
@@ -781,7 +792,8 @@ def _elsewhere(name):
 def _coerce(name, value, kind):
     if kind is tuple and isinstance(value, (list, tuple)):
         return tuple(tuple(item) if isinstance(item, (list, tuple)) else item for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int:
+        _fits(name, value, 10**300)
         return float(value)
     if type(value) is not kind:
         raise ValueError(f"{name}={value!r}: must be {kind.__name__}, not {type(value).__name__}")

@@ -70,6 +70,8 @@ def read_json(path):
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a list in a list in a list ...
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
 
 
 def read_record(path, key, version, what):

@@ -127,9 +127,10 @@ def _refuse(message, code=WRONG_INPUT):
 
 
 def _one_line(error):
+    text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        text = f"{error.filename}: {error.strerror}"
+    text = " ".join(line.strip() for line in text.splitlines() if line.strip())
     return text.removeprefix("flag --").strip() or type(error).__name__
 
 

@@ -92,7 +92,7 @@ def prepare(config, cache_dir, *, frozen=False, quiet=False, interval=10.0, say=
             "tokenizer_sha256": tokenizers.sha256(tokenizer),
             "skipped": report.problems,
         }
-        files.write_json(cache_dir / "manifest.json", manifest)
+        files.write_json(cache_dir / "manifest.json", {**manifest, "sha256": _digest(manifest)})
         corpus = _open(cache_dir, key, config)
     for line in report.lines():
         say(line)
@@ -316,12 +316,22 @@ def _write_arrays(folder, arrays, **facts):
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def _check_same(cache_dir, key, config):
+def _digest(manifest):
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(cache_dir):
+    """The manifest of a prepared corpus, or None if it is missing or not what was written."""
     try:
-        before = files.read_json(cache_dir / "manifest.json")["key"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return  # nothing that could be read: what is prepared now is compared by its fingerprint
-    if before != key:
+        manifest = files.read_json(cache_dir / "manifest.json")
+        return manifest if manifest.pop("sha256") == _digest(manifest) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _check_same(cache_dir, key, config):
+    before = _read_manifest(cache_dir)  # without it, what is prepared now is compared by its fingerprint
+    if before is not None and before.get("key") != key:
         raise ValueError(
             f"data.source={config.source!r}: is not what {cache_dir} was prepared from; restore it, or use another "
             "--workdir, or --allow_changes"
@@ -330,13 +340,11 @@ def _check_same(cache_dir, key, config):
 
 def _open(cache_dir, key, config):
     """Returns the prepared Corpus, or None if there is none for this key or its files are damaged."""
+    manifest = _read_manifest(cache_dir)
+    if manifest is None or manifest.get("key") != key:
+        return None
     try:
-        manifest = files.read_json(cache_dir / "manifest.json")
-        if manifest["key"] != key:
-            return None
-        tokenizer = tokenizers.load(cache_dir / "tokenizer.json")
-        if tokenizers.sha256(tokenizer) != manifest["tokenizer_sha256"]:
-            return None
+        tokenizer = tokenizers.load(cache_dir / "tokenizer.json", manifest["tokenizer_sha256"])
         splits = {}
         for split, entry in manifest["splits"].items():
             arrays = {}
@@ -346,9 +354,9 @@ def _open(cache_dir, key, config):
                     return None
                 arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
             splits[split] = Rows(**arrays)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None  # prepared anew: the source is still there
     digests = list(itertools.chain(*(entry["sha256"].values() for entry in manifest["splits"].values())))
-    identity = json.dumps([digests, tokenizers.sha256(tokenizer)])
+    identity = json.dumps([digests, manifest["tokenizer_sha256"]])
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     return Corpus(splits["train"], splits["validation"], tokenizer, fingerprint, manifest)

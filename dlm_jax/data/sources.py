@@ -93,7 +93,7 @@ def open_source(config, cache_dir, report):
         raise FileNotFoundError(f"data.source={name!r}: no such file, and not 'embedded', 'markov' or 'tfds:NAME'")
     suffixes = {p.suffix for p in paths}
     if suffixes == {".npy"} and len(paths) == 1:
-        return _array(paths[0], config)
+        return _array(paths[0], config, report)
     if not suffixes <= set(_TEXT_SUFFIXES):
         wrong = next(p for p in paths if p.suffix not in _TEXT_SUFFIXES)
         raise ValueError(f"data.source={name!r}: {wrong.name} must be .txt or .jsonl (or a single .npy)")
@@ -192,18 +192,21 @@ def _markov(config):
 # ---------------------------------------------------------------------------------------------- arrays
 
 
-def _array(path, config):
+def _array(path, config, report):
     name = f"data.source={str(path)!r}"
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a header is parsed as Python, which raises many kinds
         raise ValueError(f"{name}: not a .npy array: {error}") from None
     if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2):
         raise ValueError(f"{name}: {tokens.dtype}{list(tokens.shape)} must be integer tokens, [N] or [N, data.length]")
     if tokens.ndim == 2 and tokens.shape[1] != config.length:
         raise ValueError(f"{name}: rows of {tokens.shape[1]} tokens, must be data.length={config.length}")
     if tokens.ndim == 1:
-        tokens = tokens[: len(tokens) // config.length * config.length].reshape(-1, config.length)
+        left = len(tokens) % config.length
+        if left:
+            report.add(path, f"{left} tokens at the end fill no row of data.length={config.length}")
+        tokens = tokens[: len(tokens) - left].reshape(-1, config.length)
     if not len(tokens):
         raise ValueError(f"{name}: holds no row of data.length={config.length} tokens")
     return Source(files.sha256(path), rows=tokens)

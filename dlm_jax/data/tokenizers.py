@@ -9,8 +9,10 @@
 | tokenizer.json | any Hugging Face tokenizer file                               |
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import string
 from dataclasses import dataclass
@@ -101,8 +103,15 @@ class SubwordTokenizer:
         self.special = SpecialTokens(mask=self.vocab_size, eos=eos, pad=eos, bos=eos)
 
     def encode(self, text):
-        """Returns (int32[n] tokens, int32[n] how many bytes of the text each stands for; they sum to all of them)."""
-        encoded = self._inner.encode(text, add_special_tokens=False)
+        """Returns (int32[n] tokens, int32[n] how many bytes of the text each stands for; they sum to all of them).
+
+        Raises:
+          ValueError: if the tokenizer has no token for some of it, and none for what is unknown.
+        """
+        try:
+            encoded = self._inner.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(str(error)) from None
         tokens = np.asarray(encoded.ids, np.int32)
         if not len(tokens):
             return tokens, tokens
@@ -172,14 +181,19 @@ def save(tokenizer, path):
     files.write_json(path, tokenizer.to_json())
 
 
-def load(path):
+def load(path, digest=None):
     """Reads a tokenizer written by `save`, or a Hugging Face tokenizer.json.
 
+    Args:
+      path: of the file.
+      digest: hex, the `sha256` of the tokenizer that was saved there; None for any tokenizer.
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is not a tokenizer; the message names the file.
+      ValueError: if it is not a tokenizer, or another one; the message names the file.
     """
     values = files.read_json(path)
+    if digest is not None and _digest(values) != digest:
+        raise ValueError(f"{path}: not the tokenizer that was saved there, with which the model was trained")
     kind = values.get("dlm_jax") if isinstance(values, dict) else None
     if kind == "bytes":
         return ByteTokenizer()
@@ -190,14 +204,34 @@ def load(path):
     from tokenizers import Tokenizer
 
     try:
-        return SubwordTokenizer(Tokenizer.from_str(json.dumps(values)))
-    except Exception as error:  # the library raises bare Exception
+        with _without_stderr():
+            return SubwordTokenizer(Tokenizer.from_str(json.dumps(values)))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and panics, which is none
         raise ValueError(f"{path}: not a tokenizer.json: {str(error).splitlines()[0]}") from None
+
+
+@contextlib.contextmanager
+def _without_stderr():
+    """Drops what a panic of the library writes to the process' own stderr."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def sha256(tokenizer):
     """Returns a digest of what the tokenizer does, as hex."""
-    return hashlib.sha256(json.dumps(tokenizer.to_json(), sort_keys=True).encode()).hexdigest()
+    return _digest(tokenizer.to_json())
+
+
+def _digest(values):
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 TOKENIZERS = {

@@ -21,6 +21,7 @@ from dlm_jax import files
 from dlm_jax.information import statistics
 
 _FORMAT = 1
+_LARGEST = 1e100  # whose squares and their sums are finite
 QUANTITIES = {
     "total_correlation": "total correlation",
     "dual_total_correlation": "dual total correlation",
@@ -245,7 +246,7 @@ class InformationCurve:
         values = files.read_record(path, "entropy_nats", _FORMAT, ("an information curve", "dlm measure"))
         length = _whole(path, values, "length", at_least=1)
         counts = _numbers(path, values, "counts", (None,))
-        if np.any(counts != np.round(counts)):
+        if np.any((counts != np.round(counts)) | (np.abs(counts) > 2**53)):
             raise ValueError(f"{path}: counts must be whole numbers")
         counts = counts.astype(np.int64)
         k = len(counts)
@@ -262,7 +263,7 @@ class InformationCurve:
             if not isinstance(values.get(name, ""), str):
                 raise ValueError(f"{path}: {name}={values[name]!r} must be text")
         characters = values.get("characters_per_row", 0.0)
-        if isinstance(characters, bool) or not isinstance(characters, (int, float)) or not 0 <= characters < np.inf:
+        if isinstance(characters, bool) or not isinstance(characters, (int, float)) or not 0 <= characters <= _LARGEST:
             raise ValueError(f"{path}: characters_per_row={characters!r} must be a number of at least 0")
         covariance = None
         if values["covariance"] is not None:
@@ -309,7 +310,7 @@ def _numbers(path, values, name, shape, may_be_nan=False):
     is_shaped = is_shaped and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
     if not is_shaped:
         raise ValueError(f"{path}: {name} has shape {list(array.shape)}, must be {list(shape)}")
-    if not may_be_nan and not np.isfinite(array).all():
+    if not np.all((np.abs(array) <= _LARGEST) | (may_be_nan & np.isnan(array))):
         raise ValueError(f"{path}: {name} holds numbers that are not finite")
     return array.astype(np.float64)
 

@@ -191,7 +191,7 @@ class Plan:
         except ValueError as mistake:
             raise ValueError(f"{path}: {mistake}") from None
         if isinstance(known["order"], list):
-            is_whole = all(type(place) is int for place in known["order"])
+            is_whole = len(known["order"]) == length and all(type(place) is int for place in known["order"])
             if not is_whole or sorted(known["order"]) != list(range(length)):
                 raise ValueError(f"{path}: order: must be a name or hold every position 0..{length - 1} exactly once")
         if known["num_steps"] != len(known["sizes"]):

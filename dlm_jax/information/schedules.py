@@ -29,8 +29,9 @@ def check_sizes(sizes, length, name="sizes"):
         raise ValueError(f"{name}={_short(sizes)}: must be a list of whole numbers")
     if array.min() < 1:
         raise ValueError(f"{name}={_short(sizes)}: every step must reveal at least 1 token, not {array.min()}")
-    if array.sum() != length:
-        raise ValueError(f"{name}={_short(sizes)}: sum {array.sum()} must be the length {length}")
+    total = sum(array.tolist())  # in whole numbers of Python, which do not wrap around
+    if total != length:
+        raise ValueError(f"{name}={_short(sizes)}: sum {total} must be the length {length}")
     return array.astype(np.int64)
 
 

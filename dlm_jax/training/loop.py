@@ -154,8 +154,7 @@ def _check_unchanged(config, workdir):
     """Refuses to continue a run under a configuration that would have led elsewhere."""
     if not (workdir / "config.json").exists():
         return
-    changed = configs.difference(configs.load(workdir / "config.json"), config)
-    changed = {name: values for name, values in changed.items() if not name.startswith(_FREE_ON_RESUME)}
+    changed = _decisive_changes(configs.load(workdir / "config.json"), config)
     if changed:
         listed = "; ".join(f"{name}={new!r}, was {old!r}" for name, (old, new) in changed.items())
         raise ValueError(
@@ -181,6 +180,26 @@ def _prepare_corpus(config, workdir, *, frozen, say, quiet):
             other = next(index for index, value in enumerate(theirs) if value != theirs[0])
             raise ValueError(f"process {other}: has another {what} than process 0; all processes must run the same")
     return corpus
+
+
+def check_trained(config, meta, path):
+    """Checks that a configuration is the one that a checkpoint was trained with, but for what is free on resume.
+
+    Args:
+      config: RunConfig.
+      meta: dict, the checkpoint's; without a configuration there is nothing to compare.
+      path: of the configuration, for the message.
+    Raises:
+      ValueError: naming the field, its value and the one trained with.
+    """
+    trained = configs.from_dict(meta["config"]) if "config" in meta else config
+    for name, (old, new) in _decisive_changes(trained, config).items():
+        raise ValueError(f"{path}: {name}={new!r}: the checkpoint was trained with {old!r}")
+
+
+def _decisive_changes(old, new):
+    changed = configs.difference(old, new)
+    return {name: values for name, values in changed.items() if not name.startswith(_FREE_ON_RESUME)}
 
 
 def compiled_step(run):
@@ -242,7 +261,11 @@ def train(run, *, evaluators=(), stop_after_seconds=None, label="training"):
     """
     config, last = run.config, run.config.train.num_steps
     started, clock = time.monotonic(), goodput.Clock("restore")
-    about = {"config": configs.to_dict(config), "fingerprint": run.corpus.fingerprint}
+    about = {
+        "config": configs.to_dict(config),
+        "fingerprint": run.corpus.fingerprint,
+        "tokenizer_sha256": run.corpus.manifest["tokenizer_sha256"],
+    }
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_stop_on_sigterm())
         saves = checkpoint.Checkpoints(run.workdir, config.checkpoint.max_to_keep)

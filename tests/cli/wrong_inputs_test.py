@@ -16,9 +16,7 @@ import pytest
 
 from dlm_jax import files
 from dlm_jax.cli.main import main
-from dlm_jax.data import tokenizers
 
-TOKENIZER = pathlib.Path("data", "tokenizer.json")
 TINY = ("--config.train.num_steps=6", "--config.checkpoint.every_steps=3", "--config.train.batch_size=16")
 
 
@@ -260,10 +258,24 @@ DAMAGED = {
     "config is not JSON": (edited("config.json", b'{"seed": 0,'), r"config\.json: not valid JSON at line 1"),
     "config is not UTF-8": (edited("config.json", b"\xff"), r"config\.json: not UTF-8 at byte 0"),
     "config is a list": (edited("config.json", b"[]"), r"config\.json: config"),
+    "config is nested too deeply": (
+        edited("config.json", b"[" * 10**5 + b"]" * 10**5),
+        r"config\.json: not valid JSON: .*recursion",
+    ),
     "config has an unknown field": (edited("config.json", b'{"sed": 0}'), r"config\.json: sed: unknown field"),
     "tokenizer is damaged": (edited("data/tokenizer.json", b"{"), r"tokenizer\.json: not valid JSON"),
-    "another width": (with_field("model", "embed_dim", 64), r"has shape .* in the checkpoint, but config\.json"),
-    "another depth": (with_field("model", "num_layers", 3), r"has shape .* in the checkpoint, but config\.json"),
+    "another width": (with_field("model", "embed_dim", 64), r"config\.json: model\.embed_dim=64: .* trained with 32"),
+    "another depth": (with_field("model", "num_layers", 3), r"config\.json: model\.num_layers=3: .* trained with 2"),
+    "another function of as many parameters": (
+        with_field("model", "rope_theta", 10001.0),
+        r"model\.rope_theta=10001\.0: .* trained with 10000\.0",
+    ),
+    "another tokenizer of as many tokens": (
+        edited("data/tokenizer.json", b'{"dlm_jax": "characters", "name": "x", "alphabet": "%s"}' % (b"x" * 257)),
+        r"tokenizer\.json: not the tokenizer",
+    ),
+    "a huge number": (with_field("optimizer", "eps", 10**400), r"config\.json: optimizer\.eps: a number of 401 digits"),
+    "a place of two lines": (with_field("data", "cache_dir", "a\nb"), r"dlm: a b/tokenizer\.json: No such file"),
     "arrays cut short": (without_arrays, "checkpoints/6: cannot be read"),
 }
 
@@ -285,12 +297,11 @@ def test_an_undamaged_copy_is_not_refused(trained, before, tmp_path):
 
 def test_a_baseline_that_cannot_be_compared_is_refused(trained, before, tmp_path, capsys):
     copy, baseline = tmp_path / "copy", tmp_path / "baseline"
-    for folder in (copy, baseline):
-        shutil.copytree(trained, folder)
-    # The same network read as a causal one, with another tokenizer of as many tokens.
-    with_field("model", "attention", "causal")(baseline)
-    with_field("diffusion", "objective", "autoregressive")(baseline)
-    tokenizers.save(tokenizers.CharacterTokenizer("other", "".join(map(chr, range(257)))), baseline / TOKENIZER)
+    shutil.copytree(trained, copy)
+    # The same network as a causal one, with another tokenizer of as many tokens.
+    causal = ("--config.model.attention=causal", "--config.diffusion.objective=autoregressive")
+    other = ("--config.data.tokenizer=bpe", "--config.data.vocab_size=257")
+    assert quiet_main("train", "--config", "debug", "--workdir", baseline, *TINY, *causal, *other) == 0
     line = refused(capsys, "evaluate", "--workdir", copy, "--baseline", baseline)
     assert re.search(r"--baseline=.*baseline: its tokenizer differs from the model's", line), line
     line = refused(capsys, "evaluate", "--workdir", copy, "--baseline", copy)

@@ -263,6 +263,17 @@ def test_a_damaged_prepared_file_is_prepared_anew(source, corpus, tmp_path, name
     assert again.fingerprint == corpus.fingerprint and same(again, corpus)
 
 
+@pytest.mark.parametrize(
+    "change", [{"splits": []}, {"splits": {}}, {"skipped": [["x", "y"]]}, {"sha256": "0"}], ids=str
+)
+def test_a_changed_value_of_the_manifest_is_not_trusted(change, source, corpus, tmp_path):
+    path = tmp_path / "cache" / "manifest.json"
+    content = path.read_bytes()
+    path.write_text(json.dumps({**json.loads(content), **change}))
+    assert prepare(config_of(source), tmp_path / "cache").fingerprint == corpus.fingerprint
+    assert path.read_bytes() == content
+
+
 def test_a_swapped_tokenizer_file_is_not_trusted(source, corpus, tmp_path):
     """A valid tokenizer.json of another tokenizer in the cache must not be used with these rows."""
     packing.tokenizers.save(packing.tokenizers.make_tokenizer("text8"), tmp_path / "cache" / "tokenizer.json")

@@ -290,8 +290,9 @@ def test_an_array_of_rows_is_read_as_it_is(tmp_path):
 
 
 def test_a_stream_of_tokens_is_cut_into_rows_and_the_tail_is_dropped(tmp_path):
-    _, source, _ = open_(save(tmp_path / "t.npy", np.arange(30, dtype=np.uint8)), tmp_path)
+    _, source, report = open_(save(tmp_path / "t.npy", np.arange(30, dtype=np.uint8)), tmp_path)
     assert np.array_equal(source.rows, np.arange(24).reshape(3, 8))
+    assert "6 tokens at the end fill no row of data.length=8" in str(report)
     changed = open_(save(tmp_path / "u.npy", np.arange(1, 31, dtype=np.uint8)), tmp_path)[1]
     assert changed.digest != source.digest
 
@@ -322,6 +323,7 @@ BAD_ARRAYS = {
     "not npy": (b"hello", {}, "not a .npy array"),
     "empty": (b"", {}, "not a .npy array"),
     "cut short": (None, {}, "not a .npy array"),
+    "header of no end": (b"\x93NUMPY\x01\x00\x08\x00{'a': (\n", {}, "not a .npy array"),
 }
 
 

@@ -128,6 +128,13 @@ DAMAGED = {
     "characters without alphabet": json.dumps({"dlm_jax": "characters", "name": "x"}).encode(),
     "alphabet that is no text": json.dumps({"dlm_jax": "characters", "name": "x", "alphabet": 7}).encode(),
     "unknown kind": json.dumps({"dlm_jax": "runes"}).encode(),
+    "nested too deeply": b"[" * 10**5 + b"]" * 10**5,
+    "panic of the library": json.dumps(
+        {
+            "model": {"type": "BPE", "vocab": {}, "merges": []},
+            "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+        }
+    ).encode(),
 }
 
 
@@ -142,6 +149,24 @@ def test_a_damaged_tokenizer_json_is_refused_in_one_line_that_names_it(kind, tmp
     with pytest.raises(ValueError, match=r"damaged\.json: not ") as caught:
         tokenizers.load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_json_without_a_token_for_what_is_unknown_says_so(tmp_path):
+    words = {"type": "WordLevel", "vocab": {"the": 0, "cat": 1}, "unk_token": "[UNK]"}
+    (tmp_path / "words.json").write_text(json.dumps({"model": words, "pre_tokenizer": {"type": "Whitespace"}}))
+    tokenizer = tokenizers.load(tmp_path / "words.json")
+    assert tokenizer.encode("the cat")[0].tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"\[UNK\]"):
+        tokenizer.encode("the dog")
+
+
+def test_another_tokenizer_than_the_one_that_was_saved_is_refused(tmp_path):
+    saved = tokenizers.CharacterTokenizer("x", "abc")
+    tokenizers.save(saved, tmp_path / "t.json")
+    assert tokenizers.load(tmp_path / "t.json", tokenizers.sha256(saved)).alphabet == "abc"
+    tokenizers.save(tokenizers.CharacterTokenizer("x", "acb"), tmp_path / "t.json")
+    with pytest.raises(ValueError, match=r"t\.json: not the tokenizer that was saved there"):
+        tokenizers.load(tmp_path / "t.json", tokenizers.sha256(saved))
 
 
 def test_an_unknown_tokenizer_is_refused(tmp_path):

@@ -153,11 +153,25 @@ def test_damage_of_any_field_is_refused_with_the_file_and_the_field(field, chang
         ("characters_per_row", lambda v: "many"),
         ("characters_per_row", lambda v: [30.5]),
         ("characters_per_row", lambda v: float("nan")),
+        ("characters_per_row", lambda v: 10**400),
+        ("counts", lambda v: [0, 1e300, 3, 5, 6, 7]),
+        ("raw_entropy_nats", lambda v: [1e308] * len(v)),
         ("provenance", lambda v: "test"),
         ("covariance", None),
         ("num_rows", None),
     ],
-    ids=["fractional_counts", "text", "list", "nan", "text_of_provenance", "no_covariance", "no_num_rows"],
+    ids=[
+        "fractional_counts",
+        "text",
+        "list",
+        "nan",
+        "huge",
+        "huge_count",
+        "huge_losses",
+        "text_of_provenance",
+        "no_covariance",
+        "no_num_rows",
+    ],
 )
 def test_damage_that_slips_through_or_is_not_named_is_refused_too(field, change, tmp_path):
     path = tmp_path / "curve.json"

@@ -66,6 +66,7 @@ def test_step_counts_outside_the_length_are_refused(make, num_steps):
     ("sizes", "message"),
     [
         ([4, 3], "sum 7 must be the length 8"),
+        ([2**62, 2**62, 2**62, 2**62 + 8], "sum 18446744073709551624 must be the length 8"),
         ([8, 0], "at least 1 token, not 0"),
         ([9, -1], "at least 1 token, not -1"),
         ([4.0, 4.0], "whole numbers"),
