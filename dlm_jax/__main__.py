@@ -1,8 +1,6 @@
 """`python -m dlm_jax VERB` is the same as `dlm VERB`."""
 
-import sys
-
-from dlm_jax.cli.main import main
+from dlm_jax.cli.main import command_line
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line()

@@ -34,7 +34,7 @@ def plan(command, num_processes, port, environment=()):
     return [(argv, {**dict(environment), **shared, "JAX_PROCESS_ID": str(rank)}) for rank in range(num_processes)]
 
 
-def supervise(command, *, num_processes=1, max_restarts=10, logs=None, say=print, wait=time.sleep):
+def supervise(command, *, num_processes=1, max_restarts=10, logs=None, environment=(), say=print, wait=time.sleep):
     """Runs a command until it is done, is wrong, diverges, or crashes too often.
 
     SIGTERM and SIGINT are handed on; the run then saves, and is not started again. What one attempt has compiled the
@@ -45,6 +45,7 @@ def supervise(command, *, num_processes=1, max_restarts=10, logs=None, say=print
       num_processes: int; more than one share a fate: when one ends, the others are ended.
       max_restarts: int, crashes and hangs that are forgiven; preemptions are free.
       logs: folder for the stderr of each process, or None for this one's stderr.
+      environment: {name: value} or pairs of them, for all processes.
       say: called with lines worth knowing.
       wait: seconds -> None, between a crash and the next start.
     Returns:
@@ -59,7 +60,8 @@ def supervise(command, *, num_processes=1, max_restarts=10, logs=None, say=print
 
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
     compiled = tempfile.TemporaryDirectory(prefix="dlm-compiled-")
-    environment = {"JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", compiled.name)}
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", compiled.name)
+    environment = {"JAX_COMPILATION_CACHE_DIR": cache, **dict(environment)}
     try:
         while True:
             started = time.monotonic()

@@ -9,7 +9,7 @@ import sys
 
 from absl import flags, logging
 
-from dlm_jax.exit_codes import DONE, WRONG_INPUT
+from dlm_jax.exit_codes import DONE, PREEMPTED, WRONG_INPUT
 
 # verb -> what it does; the code is dlm_jax/cli/<verb>.py
 VERBS = {
@@ -29,6 +29,17 @@ VERBS = {
 
 class UsageError(Exception):
     """A mistake on the command line."""
+
+
+def command_line():
+    """Runs this process's command line and ends the process."""
+    code = main()
+    if code not in (DONE, PREEMPTED) and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        # The usual farewell waits for the other processes, which wait for us.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv=None):
@@ -98,14 +109,19 @@ def _keep_freed_memory():
         set_option(option, value)
 
 
-def _run(module, values, verb, rest):
+def parse(values, verb, rest):
+    """Parses the flags of a verb into `values` and returns what is left over.
+
+    Raises:
+      UsageError, flags.Error, ValueError, OSError: in one line.
+    """
     from dlm_jax.cli import options
 
     arguments = [f"dlm {verb}", *options.resolve_config_names(rest)]
     # config_flags reads the overrides (--config.a.b=v) from sys.argv.
     before, sys.argv = sys.argv, arguments
     try:
-        extra = values(arguments)[1:]
+        return values(arguments)[1:]
     except (flags.Error, OSError):
         raise
     except Exception as error:  # config files and overrides run inside the parser and raise what they like
@@ -114,6 +130,10 @@ def _run(module, values, verb, rest):
         raise UsageError(options.explain_parse_error(error, arguments)) from None
     finally:
         sys.argv = before
+
+
+def _run(module, values, verb, rest):
+    extra = parse(values, verb, rest)
     if getattr(module, "TAKES_COMMAND", False) or (extra and getattr(module, "TAKES_NAME", False)):
         return module.run(values, *extra) or DONE
     if extra:

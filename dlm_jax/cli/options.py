@@ -115,13 +115,14 @@ def shipped_config(name):
 
 
 def resolve_config_names(arguments):
-    """Returns command-line arguments in which `--config NAME` of a shipped config is its path.
+    """Returns command-line arguments in which `--config NAME` of a shipped config is its path, up to a "--".
 
     Raises:
       FileNotFoundError: if there is neither a file nor a shipped config of the name.
     """
     resolved = list(arguments)
-    for index, argument in enumerate(arguments):
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    for index, argument in enumerate(own):
         flag, equals, value = argument.partition("=")
         if flag.lstrip("-") != "config" or not flag.startswith("-"):
             continue
