@@ -354,8 +354,8 @@ def _sky(spec):
 
 _SKY_RUN = """\
 if [ "${{SKYPILOT_NUM_NODES:-1}}" -gt 1 ]; then
-  export JAX_COORDINATOR_ADDRESS="$(echo "$SKYPILOT_NODE_IPS" | head -n1):1234"
-  export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
+  JAX_COORDINATOR_ADDRESS=$(echo "$SKYPILOT_NODE_IPS" | head -n1):1234
+  export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
 fi
 {run}
 """
@@ -397,6 +397,7 @@ set -uo pipefail
 codes="$PWD/{name}-$SLURM_JOB_ID.codes"
 mkdir -p "$codes" && rm -f "$codes"/*
 export codes
+# shellcheck disable=SC2016  # expanded by each task, not here
 srun --kill-on-bad-exit=1 bash -c {task}
 code=$?
 said() {{ cat "$codes"/* 2>/dev/null | grep -qx "$1"; }}

@@ -22,8 +22,8 @@ def run(values):
     from dlm_jax.parallel import multihost
     from dlm_jax.training import loop
 
-    multihost.initialize()
     try:
+        multihost.initialize()
         return _train(config, workdir, values["allow_changes"].value)
     except loop.Preempted as stop:
         print(f"dlm: {stop}; the same command resumes", file=sys.stderr)

@@ -7,6 +7,7 @@ peer cannot say for whom.
 import collections
 import functools
 import os
+import time
 
 import jax
 from jax._src import distributed  # the coordination service has no public door to its key-value store
@@ -27,6 +28,7 @@ def initialize():
 
     Raises:
       ValueError: if a variable is missing or no number.
+      ProcessesMissing: if the others do not come.
     """
     env = os.environ
     if jax.distributed.is_initialized():
@@ -35,9 +37,16 @@ def initialize():
         count, index = _number("JAX_NUM_PROCESSES", 1), _number("JAX_PROCESS_ID")
         if not 0 <= index < count:
             raise ValueError(f"JAX_PROCESS_ID={index}: must be between 0 and {count - 1}")
-        jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], count, index)
+        _join(env["JAX_COORDINATOR_ADDRESS"], count, index)
     elif _number("SLURM_NTASKS", 1) > 1 or len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-        jax.distributed.initialize()
+        _join()
+
+
+def _join(*arguments):
+    try:
+        jax.distributed.initialize(*arguments)
+    except RuntimeError as error:
+        raise ProcessesMissing(f"start: {str(error).splitlines()[0]}") from None
 
 
 def _number(name, default=None):
@@ -63,21 +72,26 @@ def exchange(name, text="", *, seconds=1800.0):
     Raises:
       ProcessesMissing: naming those who have not come.
     """
-    count, rank = jax.process_count(), jax.process_index()
-    if count == 1:
+    if not jax.distributed.is_initialized():
         return [text]
-    client = distributed.global_state.client
+    # Asking jax.process_count() could start the devices, for which all processes wait without a word.
+    here = distributed.global_state
+    client, count, rank = here.client, here.num_processes, here.process_id
     meeting = f"dlm/{name}/{_rounds[name]}"
     _rounds[name] += 1
     client.key_value_set(f"{meeting}/{rank}", f"={text}")  # an empty value would not count as one
-    try:
-        client.wait_at_barrier(f"{meeting}/all", int(1000 * seconds))
-    except jax.errors.JaxRuntimeError as error:
-        came = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(f"{meeting}/")}
-        missing = ", ".join(str(index) for index in range(count) if index not in came)
-        reason = f"no sign of process {missing}" if missing else str(error).splitlines()[0]
-        raise ProcessesMissing(f"{name}: after {seconds:g} s {reason} (of {count})") from None
-    return [client.blocking_key_value_get(f"{meeting}/{index}", 10_000)[1:] for index in range(count)]
+    # The service's own barrier keeps its timeout only to the heartbeat, and does not say who is missing.
+    deadline, texts = time.monotonic() + seconds, []
+    for index in range(count):
+        left = max(1, int(1000 * (deadline - time.monotonic())))
+        try:
+            texts.append(client.blocking_key_value_get(f"{meeting}/{index}", left)[1:])
+        except jax.errors.JaxRuntimeError as error:
+            came = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(f"{meeting}/")}
+            missing = ", ".join(str(index) for index in range(count) if index not in came)
+            reason = f"no sign of process {missing}" if missing else str(error).splitlines()[0]
+            raise ProcessesMissing(f"{name}: after {seconds:g} s {reason} (of {count})") from None
+    return texts
 
 
 def decide(name, choose, *, seconds=1800.0):

@@ -28,7 +28,7 @@ CONFIG = (
 class Ranks:
     """Processes of one run, joined as hosts would be."""
 
-    def __init__(self, environment, num_processes, *arguments):
+    def __init__(self, environment, num_processes, *arguments, last=()):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
@@ -36,7 +36,7 @@ class Ranks:
         self.processes, self.logs, self.readers = [], [], []
         for rank in range(num_processes):
             process = subprocess.Popen(
-                [sys.executable, "-m", "dlm_jax", *CONFIG, *map(str, arguments)],
+                [sys.executable, "-m", "dlm_jax", *CONFIG, *arguments, *(last if rank == num_processes - 1 else ())],
                 env={**environment, **shared, "JAX_PROCESS_ID": str(rank)}, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
             self.processes.append(process)
@@ -127,6 +127,16 @@ def test_sigterm_to_one_of_two_saves_the_same_step_on_both(tmp_path, environment
     assert 15 < checkpoint.steps(tmp_path)[-1] < STEPS
     finish(environment, tmp_path, 2)
     assert sha(tmp_path) == sha(pair)
+
+
+def test_a_process_that_runs_something_else_is_named_and_nobody_waits_for_it(tmp_path, environment):
+    started = time.monotonic()
+    ranks = Ranks(environment, 2, f"--workdir={tmp_path / 'w'}", last=["--config.seed=1"])
+    codes = ranks.end()
+    assert 2 in codes and 0 not in codes, ranks.text()
+    assert "process 1: has another configuration than process 0" in ranks.text()
+    assert time.monotonic() - started < 60
+    assert not checkpoint.steps(tmp_path / "w")
 
 
 def supervised(environment, workdir, strike, *more):

@@ -34,20 +34,54 @@ assert multihost.exchange("test", f"from {jax.process_index()}") == words
 """
 
 
-def batch_of(num_hosts, folder, seed=0):
-    folder.mkdir()
+LATE = """
+import os, sys, time
+from dlm_jax.parallel import multihost
+multihost.initialize()
+if os.environ["JAX_PROCESS_ID"] in sys.argv[1]:
+    time.sleep(8)
+try:
+    print(multihost.exchange("meeting", os.environ["JAX_PROCESS_ID"], seconds=float(sys.argv[2])), flush=True)
+except multihost.ProcessesMissing as error:
+    print(error, flush=True)
+time.sleep(2)  # whoever leaves takes the others along
+os._exit(0)
+"""
+
+
+def processes(program, count, *arguments):
+    """(stdout, stderr, exit code) of processes that find each other."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    processes = []
-    for rank in range(num_hosts):
+    started = []
+    for rank in range(count):
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
-        environment |= {"JAX_NUM_PROCESSES": str(num_hosts), "JAX_PROCESS_ID": str(rank)}
-        command = [sys.executable, "-c", RANK, str(folder), str(num_hosts), str(seed)]
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+        environment |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(rank)}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", program, *arguments],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return [(*process.communicate(timeout=120), process.returncode) for process in started]
+
+
+def test_a_meeting_that_fails_says_who_is_missing():
+    (first, *_), (second, *_), _ = processes(LATE, 3, "2", "2")
+    assert first.strip() == second.strip() == "meeting: after 2 s no sign of process 2 (of 3)"
+    # The variation: given the time, all three meet.
+    found = processes(LATE, 3, "2", "60")
+    assert [out.strip() for out, _, _ in found] == ["['0', '1', '2']"] * 3
+
+
+def batch_of(num_hosts, folder, seed=0):
+    folder.mkdir()
+    for _, errors, code in processes(RANK, num_hosts, str(folder), str(num_hosts), str(seed)):
+        assert code == 0, errors
     parts = sorted(folder.glob("*.npy"), key=lambda path: int(path.stem))
     return np.concatenate([np.load(path) for path in parts])
 
