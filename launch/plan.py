@@ -297,7 +297,13 @@ def _gke(spec):
         "spec": {
             "failurePolicy": {
                 "maxRestarts": spec.max_restarts,
-                "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+                "rules": [
+                    {
+                        "name": "wrongInputOrDivergence",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
             },
             "replicatedJobs": [{"name": "slice", "replicas": spec.num_nodes, "template": {"spec": job}}],
         },

@@ -135,7 +135,7 @@ JOB = {
 JOBSET = {
     "apiVersion": str, "kind": str, "metadata": {"name": str, "annotations": dict},
     "spec": {
-        "failurePolicy": {"maxRestarts": int, "rules": [{"action": str, "onJobFailureReasons": [str]}]},
+        "failurePolicy": {"maxRestarts": int, "rules": [{"name": str, "action": str, "onJobFailureReasons": [str]}]},
         "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": JOB}}],
     },
 }  # fmt: skip
