@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm_jax import config as configs
-from dlm_jax import rng
+from dlm_jax import rng, storage
 from dlm_jax.data import packing, sources, tokenizers
 from dlm_jax.data.normalize import make_normalizer
 from dlm_jax.data.packing import Rows
@@ -43,7 +43,7 @@ def load(workdir, *, step=None):
       FileNotFoundError: if there is no workdir, configuration or checkpoint.
       ValueError: if a file is damaged or the checkpoint does not match its configuration.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = storage.twin(workdir, must_exist=True)
     if not workdir.is_dir():
         raise FileNotFoundError(f"workdir={str(workdir)!r}: no such folder")
     config = configs.load(workdir / "config.json")

@@ -64,6 +64,10 @@ class DataConfig:
         _at_least("data.num_documents", self.num_documents, 2)
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction={self.validation_fraction}: must be above 0 and below 1")
+        if "://" in self.source:
+            from dlm_jax import storage
+
+            storage.check_url("data.source", self.source)
         if not self.source:
             raise ValueError("data.source='': must name a corpus, for example 'embedded' or 'texts/*.txt'")
         if self.tokenizer == "bpe":

@@ -134,6 +134,29 @@ def parse(values, verb, rest):
 
 def _run(module, values, verb, rest):
     extra = parse(values, verb, rest)
+    with _twin(values, verb):
+        return _call(module, values, verb, extra)
+
+
+@contextlib.contextmanager
+def _twin(values, verb):
+    """Lets a verb work on the local twin of a workdir in a bucket, and brings back what it wrote."""
+    from dlm_jax import storage
+
+    workdir = values["workdir"].value if "workdir" in values else None
+    if not storage.is_remote(workdir):
+        yield
+        return
+    values["workdir"].value = str(storage.twin(workdir, must_exist=verb not in ("train", "demo", "study")))
+    print(f"{workdir}: small files are kept in {values['workdir'].value}", file=sys.stderr)
+    try:
+        yield
+    finally:
+        if "jax" not in sys.modules or sys.modules["jax"].process_index() == 0:
+            storage.push(values["workdir"].value)
+
+
+def _call(module, values, verb, extra):
     if getattr(module, "TAKES_COMMAND", False) or (extra and getattr(module, "TAKES_NAME", False)):
         return module.run(values, *extra) or DONE
     if extra:

@@ -8,6 +8,7 @@
 | FILE or GLOB of .jsonl               | the `data.text_field` of every line                                    |
 | FILE.npy                             | tokens: int[N, data.length] rows, or int[N] to be cut into rows        |
 | tfds:NAME                            | the `data.text_field` of the train split, prepared as ArrayRecord      |
+| URL of any of these files            | the same: gs://, s3://, https://, ... as fsspec reaches them           |
 | markov                               | rows drawn from the chain `data.transition`; its entropy is known      |
 
 Text files become a real tfds builder (ArrayRecord, no TensorFlow) whose version is the hash of their content, so
@@ -30,7 +31,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dlm_jax import files
+from dlm_jax import files, storage
 from dlm_jax.information import distributions
 
 _TEXT_SUFFIXES = (".txt", ".jsonl")
@@ -87,8 +88,11 @@ def open_source(config, cache_dir, report):
         return _markov(config)
     if name.startswith("tfds:"):
         return _tfds(name.removeprefix("tfds:"), config, report)
-    paths = [pathlib.Path(p) for p in sorted(glob.glob(os.path.expanduser(name), recursive=True))]
-    paths = [p for p in paths if p.is_file()]
+    if storage.is_remote(name):
+        paths = storage.fetch(name, cache_dir / "fetched")
+    else:
+        paths = [pathlib.Path(p) for p in sorted(glob.glob(os.path.expanduser(name), recursive=True))]
+        paths = [p for p in paths if p.is_file()]
     if not paths:
         raise FileNotFoundError(f"data.source={name!r}: no such file, and not 'embedded', 'markov' or 'tfds:NAME'")
     suffixes = {p.suffix for p in paths}

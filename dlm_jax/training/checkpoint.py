@@ -10,15 +10,16 @@ import fcntl
 import hashlib
 import json
 import os
-import pathlib
-import shutil
 import sys
+import threading
+import time
 import warnings
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dlm_jax import storage
 from dlm_jax.parallel import multihost
 from dlm_jax.training import guard as guards
 from dlm_jax.training import manifest
@@ -31,14 +32,15 @@ _ROOM = 1.1
 
 
 def folder(workdir):
-    """Returns the folder of a workdir's checkpoints."""
-    return pathlib.Path(workdir).absolute() / "checkpoints"
+    """Returns the folder of a workdir's checkpoints, on this machine or in a bucket."""
+    return storage.as_path(storage.checkpoints_of(workdir))
 
 
 def steps(workdir):
     """Returns the sealed steps of a workdir, oldest first; empty, foreign and unfinished folders are not steps."""
     found = []
-    for path in folder(workdir).glob("*"):
+    place = folder(workdir)
+    for path in place.iterdir() if place.is_dir() else ():
         if _is_complete(path) and manifest.is_sealed(path):
             found.append(int(path.name))
     return sorted(found)
@@ -64,17 +66,17 @@ class Checkpoints:
         self._lock = None
         if multihost.is_main():
             self._lock = _lock(workdir)
-            for path in folder(workdir).glob("*"):
+            for path in list(folder(workdir).iterdir()):
                 if path.name.isdecimal() and not (_is_complete(path) and manifest.is_sealed(path)):
                     _set_aside(path, "it was never completed")
-        self._unsealed = {}  # step -> fingerprints
+        self._unsealed, self._sealing = {}, threading.Lock()  # step -> fingerprints
         self._manager = ocp.CheckpointManager(
             folder(workdir),
             item_names=_ITEMS,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=max_to_keep,
                 enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal_soon),
             ),
         )
 
@@ -92,6 +94,8 @@ class Checkpoints:
         step = int(state.step)
         with _writing(self.workdir):
             self._check_room(arrays)
+            self._manager.wait_until_finished()  # of the save before, which is sealed before this one begins
+            self._seal()
             self._unsealed[step] = manifest.fingerprints_of(arrays)
             self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
 
@@ -99,18 +103,30 @@ class Checkpoints:
         if not multihost.is_main():
             return
         needed = int(_ROOM * sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
-        free = shutil.disk_usage(folder(self.workdir)).free
-        if free < needed:
+        free = storage.free_bytes(folder(self.workdir))
+        if free is not None and free < needed:
             raise OSError(f"a save needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} are free")
 
+    def _seal_soon(self):
+        """Seals in the background: orbax calls this before the very last thing that it writes in a bucket."""
+        if multihost.is_main():
+            threading.Thread(target=self._seal_when_done, name="seal").start()
+
+    def _seal_when_done(self):
+        while self._manager.is_saving_in_progress():
+            time.sleep(0.02)
+        self._seal()
+
     def _seal(self):
-        """Seals what is complete; called in the background once orbax has finished a save."""
-        for step in sorted(self._unsealed):
-            path = folder(self.workdir) / str(step)
-            if _is_complete(path):
-                fingerprints = self._unsealed.pop(step)
-                if multihost.is_main():
-                    manifest.seal(path, fingerprints)
+        """Seals what is complete."""
+        with self._sealing:
+            for step in sorted(self._unsealed):
+                path = folder(self.workdir) / str(step)
+                if _is_complete(path):
+                    fingerprints = self._unsealed.pop(step)
+                    if multihost.is_main():
+                        manifest.seal(path, fingerprints)
+                        storage.push(self.workdir)
 
     def wait(self):
         """Returns when the last save is complete.
@@ -195,7 +211,7 @@ class Checkpoints:
                 self._manager.close()
         finally:
             if self._lock is not None:
-                os.close(self._lock)
+                self._lock()
 
 
 def load_item(workdir, name="ema", step=None):
@@ -254,8 +270,10 @@ def params_sha256(params):
 
 
 def _lock(workdir):
-    """Returns an open file that is locked as long as this process lives; the system frees it when the process ends."""
+    """Keeps other processes from writing there as long as this one lives; returns a function that stops doing so."""
     path = folder(workdir) / ".lock"
+    if storage.is_remote(path):
+        return storage.Lock(path).close
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -264,21 +282,21 @@ def _lock(workdir):
         os.close(handle)
         raise BlockingIOError(f"{workdir}: another run writes into it ({owner}); use another --workdir") from None
     except OSError:  # a file system without locks: nothing can be promised
-        return handle
+        return lambda: os.close(handle)
     os.truncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
-    return handle
+    return lambda: os.close(handle)  # and so does the system when the process ends
 
 
 def _set_aside(path, reason):
     """Moves a step's folder out of the way, with the reason, so that the step can be saved again."""
-    aside = path.parent.with_name("checkpoints_damaged")
-    aside.mkdir(exist_ok=True)
+    aside = path.parent.parent / "checkpoints_damaged"
+    aside.mkdir(parents=True, exist_ok=True)
     target, number = aside / path.name, 0
     while target.exists():
         number += 1
         target = aside / f"{path.name}.{number}"
-    shutil.move(path, target)
+    storage.move(path, target)
     (target / "reason.txt").write_text(reason + "\n")
     print(f"checkpoint {path}: {reason}; moved to {target}", file=sys.stderr)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm_jax import files
+from dlm_jax import storage
 
 NAME = "manifest.json"
 _FORMAT = 1
@@ -31,14 +31,14 @@ def seal(folder, fingerprints):
       folder: the step's folder.
       fingerprints: {path of a leaf: hex}, see `fingerprints_of`.
     """
-    folder = pathlib.Path(folder)
     content = {"format": _FORMAT, "files": _digests(folder), "leaves": fingerprints}
-    files.write_json(folder / NAME, {**content, "sha256": _own_digest(content)})
+    content["sha256"] = _own_digest(content)
+    storage.write_text(folder / NAME, json.dumps(content, indent=1) + "\n")
 
 
 def is_sealed(folder):
     """Returns whether there is a manifest, good or not."""
-    return (pathlib.Path(folder) / NAME).exists()
+    return (folder / NAME).exists()
 
 
 def verify(folder, items=None):
@@ -50,26 +50,28 @@ def verify(folder, items=None):
     Raises:
       Damaged: naming the first file that is missing or different.
     """
-    folder = pathlib.Path(folder)
     try:
-        content = files.read_json(folder / NAME)
+        content = json.loads((folder / NAME).read_bytes())
         claimed = content.pop("sha256")
         known = {name: (entry["sha256"], entry["bytes"]) for name, entry in content["files"].items()}
     except FileNotFoundError:
         raise Damaged(f"{folder}: has no {NAME}: it was never completed, or the file was lost") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{folder / NAME}: cannot be read: {error}") from None
     if claimed != _own_digest(content) or content.get("format") != _FORMAT:
         raise Damaged(f"{folder / NAME}: is not what was written")
     for name, (digest, size) in sorted(known.items()):
+        parts = pathlib.PurePosixPath(name).parts
+        if ".." in parts or pathlib.PurePosixPath(name).is_absolute():
+            raise Damaged(f"{folder / NAME}: names {name!r}, which is not inside the checkpoint")
         path = folder / name
-        if items is not None and pathlib.PurePath(name).parts[0] not in items:
+        if items is not None and parts[0] not in items:
             continue
         if not path.is_file():
             raise Damaged(f"{path}: is missing")
-        if path.stat().st_size != size:
-            raise Damaged(f"{path}: holds {path.stat().st_size} bytes in place of {size}")
-        if files.sha256(path) != digest:
+        if storage.size(path) != size:
+            raise Damaged(f"{path}: holds {storage.size(path)} bytes in place of {size}")
+        if storage.sha256(path) != digest:
             raise Damaged(f"{path}: is not what was written")
     return content["leaves"]
 
@@ -117,12 +119,11 @@ def _hash(x):
 
 
 def _digests(folder):
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != NAME:
-            name = path.relative_to(folder).as_posix()
-            found[name] = {"sha256": files.sha256(path), "bytes": path.stat().st_size}
-    return found
+    return {
+        name: {"sha256": storage.sha256(path), "bytes": storage.size(path)}
+        for name, path in storage.walk(folder)
+        if path.name != NAME
+    }
 
 
 def _own_digest(content):
