@@ -7,6 +7,8 @@ sampling); a training step is three forward passes.
 
 import dataclasses
 import functools
+import pathlib
+import tempfile
 import time
 
 import jax
@@ -21,8 +23,9 @@ from dlm_jax.diffusion import objectives
 from dlm_jax.evaluation import evaluators, likelihood
 from dlm_jax.models.denoiser import Denoiser
 from dlm_jax.sampling import loop
-from dlm_jax.training import optimizers, state
+from dlm_jax.training import goodput, manifest, optimizers, state
 from dlm_jax.training.step import make_train_step, required_flops
+from dlm_jax.training.watchdog import Watchdog
 
 _BATCHES = 20  # batches a timed run of the data pipeline
 _BLOCK = 32
@@ -55,7 +58,7 @@ def reference_shapes():
 
 def works_of(shape):
     """Returns the list of Work of one Shape."""
-    return [train(shape), sample(shape), score(shape), batches(shape)]
+    return [make(shape) for make in MAKERS.values()]
 
 
 def train(shape):
@@ -80,6 +83,33 @@ def train(shape):
 
     peak = peak_memory_bytes(compiled)
     return Work(f"train/{shape.name}", run, batch["tokens"].size, train_flops(shape), peak, notes)
+
+
+def guards(shape):
+    """Returns the Work of what watches over as many training steps as lie between two saves.
+
+    Spans and signs of life of every step, a fingerprint of every leaf and a digest of every file of one save.
+    """
+    config, denoiser = shape.config, shape.denoiser
+    optimizer = optimizers.make_optimizer(config.optimizer, config.train.num_steps, denoiser.logical_axes)
+    made = state.init_state(denoiser, optimizer, jax.random.key(0))
+    arrays = {"params": made.params, "ema": made.ema, "opt_state": made.opt_state}
+    folder = tempfile.TemporaryDirectory(prefix="dlm-bench-")
+    for number, leaf in enumerate(jax.tree.leaves(arrays)):
+        np.save(f"{folder.name}/{number}.npy", leaf)
+    clock, watch = goodput.Clock("step"), Watchdog(0, "")
+    num_steps = config.checkpoint.every_steps
+
+    def run():
+        for step in range(num_steps):
+            clock.to("data")
+            clock.to("step")
+            watch.beat()
+            if step % config.log.every_steps == 0:
+                clock.take()
+        manifest.seal(pathlib.Path(folder.name), manifest.fingerprints_of(arrays))
+
+    return Work(f"guards/{shape.name}", run, notes={"steps": num_steps})
 
 
 def train_flops(shape):
@@ -156,3 +186,6 @@ def cached_sampling(shape):
 def _tokens(shape):
     size = (shape.config.train.batch_size, shape.config.data.length)
     return np.random.default_rng(0).integers(0, shape.vocab_size, size).astype(np.int32)
+
+
+MAKERS = {"train": train, "sample": sample, "likelihood": score, "data": batches, "guards": guards}

@@ -28,6 +28,10 @@ def define_flags(values):
                         flag_values=values)  # fmt: skip
 
 
+# Digests, signs of life and spans, as a share of the training between two saves.
+_GUARDS_MAY_TAKE = 0.01
+
+
 def _beside(path):
     """The Works of a Python file that defines works_beside()."""
     import runpy
@@ -65,7 +69,7 @@ def run(values):
     ] or works.reference_shapes()
     history = values["history"].value
     before = _read(history)
-    makers = {"train": works.train, "sample": works.sample, "likelihood": works.score, "data": works.batches}
+    makers = works.MAKERS
     only = values["only"].value or list(makers)
     names = {f"{kind}/{shape.name}": (make, shape) for kind, make in makers.items() for shape in shapes}
     wanted = [name for name in names if any(name.startswith(start) for start in only)]
@@ -81,14 +85,28 @@ def run(values):
         chosen += [work for work in beside if any(work.name.startswith(start) for start in only)]
     timings = timing.measure(chosen, repeats=values["repeats"].value, quiet=values["json"].value)
     ceiling, rows = timing.table(chosen, timings)
+    too_much = _judge_guards(rows)
     payload = {"ceiling": ceiling, "rows": rows}
     if history:
         with open(history, "a") as file:
             file.write("\n" * _is_torn(history) + json.dumps({"time": time.time(), **payload}) + "\n")
     if values["json"].value:
         print(json.dumps(payload, indent=1))
-        return
-    print("\n".join(_lines(payload, before, ceiling["device"])))
+    else:
+        print("\n".join(_lines(payload, before, ceiling["device"])))
+    for row in too_much:
+        print(f"{row['name']}: more than {_GUARDS_MAY_TAKE:.0%} of the training that it guards", file=sys.stderr)
+    return 1 if too_much else 0
+
+
+def _judge_guards(rows):
+    """Adds to the rows of guards their share of the training between two saves; returns those above the limit."""
+    seconds = {row["name"]: row["seconds"] for row in rows}
+    found = [row for row in rows if row["name"].startswith("guards/")]
+    for row in found:
+        train = seconds.get(row["name"].replace("guards/", "train/"))
+        row["share_of_training"] = row["seconds"] / (row["steps"] * train) if train else None
+    return [row for row in found if (row["share_of_training"] or 0) > _GUARDS_MAY_TAKE]
 
 
 def _is_torn(history):
@@ -135,3 +153,5 @@ def _lines(payload, before, device):
             f"{row['name']:26} {row['seconds']:10.4f} {row['spread']:8.4f} {rate:>12} {share:>10} {memory:>10} "
             f"{row.get('compile_seconds', row['first_seconds']):8.1f} {asking:>9}  {past}"
         )
+        if row.get("share_of_training"):
+            yield f"{'':26} {row['share_of_training']:.3%} of the {row['steps']} training steps between two saves"

@@ -87,6 +87,43 @@ def compiled(*arguments):
     return json.loads(done.stdout)
 
 
+TINY = configs.with_overrides(SMALL, {
+    "model.num_layers": 1, "model.embed_dim": 128, "model.num_heads": 2, "model.mlp_dim": 512, "train.batch_size": 64,
+    "model.remat": "none",
+})  # fmt: skip
+TINY_BYTES = 15_200_256
+
+
+def test_what_does_not_fit_is_told_with_a_change_that_does(monkeypatch):
+    limit = int(0.8 * TINY_BYTES)
+    monkeypatch.setitem(topologies._MEMORY, "v5e", limit)
+    try:
+        found, suggestion = programs.fit(TINY, 512, topologies.parse("v5e:2x2"))
+    except programs.Unavailable as error:
+        pytest.skip(f"reported as unavailable: {error}")
+    assert abs(found.peak_memory_bytes / TINY_BYTES - 1) < 0.1
+    assert found.shortfall_bytes == found.peak_memory_bytes - limit > 0
+    # It was compiled, and fits, or it would not be suggested.
+    assert suggestion == "--config.model.remat=full --config.train.micro_batches=2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "golden"),
+    [
+        (("--config=owt_mdlm_small", "--topology=v5e:4x4"), 9_801_485_312),
+        (("--config=llada_8b", "--topology=v5p:4x4x4"), GOLDEN_V5P),
+        (("--config=llada_8b", "--topology=v6e:16x16"), GOLDEN_V6E),
+        (("--config=owt_mdlm_small", "--topology=H100x8"), GOLDEN_H100),
+    ],
+    ids=["v5e:4x4", "v5p:4x4x4", "v6e:16x16", "H100x8"],
+)
+def test_the_memory_of_the_shipped_configs_is_what_it_was(arguments, golden):
+    found = compiled(*arguments)
+    assert found["fits"] and abs(found["peak_memory_bytes"] / golden - 1) < 0.1, found["peak_memory_bytes"]
+    assert found["collectives"] and found["flops_per_step"] > 0
+
+
 @pytest.mark.slow
 def test_the_verb_says_what_does_not_fit_and_what_would():
     have = compiled("--config=owt_mdlm_small", "--topology=v5e:2x2", "--config.model.remat=none")

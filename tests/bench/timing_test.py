@@ -28,6 +28,16 @@ class Clock:
         return self.now
 
 
+def test_guards_are_judged_by_the_training_that_they_guard():
+    from dlm_jax.cli import bench
+
+    rows = [{"name": "train/A", "seconds": 0.5}, {"name": "guards/A", "seconds": 4.9, "steps": 1000}]
+    assert bench._judge_guards(rows) == [] and rows[1]["share_of_training"] == 4.9 / 500
+    rows[1]["seconds"] = 5.1
+    assert bench._judge_guards(rows) == [rows[1]]
+    assert bench._judge_guards(rows[1:]) == []  # nothing to compare with
+
+
 def test_runs_are_interleaved_the_first_is_kept_apart_and_medians_are_taken():
     clock = Clock()
     made = [clock.work("a", [50, 1, 2, 3, 4, 90]), clock.work("b", [7, 1, 1, 1, 1, 1])]
