@@ -21,6 +21,8 @@ from dlm_jax.progress import Progress
 
 _FORMAT = 1  # of the prepared files; raised when their meaning changes
 _FLUSH_TOKENS = 1 << 20
+_SPLITS = ("train", "validation")
+_ARRAYS = ("tokens", "num_bytes", "document", "segment_ids")
 
 
 @dataclass(frozen=True)
@@ -349,6 +351,8 @@ def _open(cache_dir, key, config):
         for split, entry in manifest["splits"].items():
             arrays = {}
             for name, digest in entry["sha256"].items():
+                if split not in _SPLITS or name not in _ARRAYS:
+                    return None  # a name is a path: none but ours
                 path = cache_dir / split / f"{name}.npy"
                 if files.sha256(path) != digest:
                     return None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -272,6 +273,25 @@ def test_a_changed_value_of_the_manifest_is_not_trusted(change, source, corpus, 
     path.write_text(json.dumps({**json.loads(content), **change}))
     assert prepare(config_of(source), tmp_path / "cache").fingerprint == corpus.fingerprint
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("escape", ["split", "array"])
+def test_a_name_in_the_manifest_cannot_lead_out_of_the_cache(escape, source, corpus, tmp_path, monkeypatch):
+    path = tmp_path / "cache" / "manifest.json"
+    content = json.loads(path.read_text())
+    content.pop("sha256")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "cache" / "train", elsewhere)
+    if escape == "split":
+        content["splits"] = {"../elsewhere": content["splits"].pop("train"), **content["splits"]}
+    else:
+        digests = content["splits"]["train"]["sha256"]
+        digests["../../elsewhere/tokens"] = digests.pop("tokens")
+    path.write_text(json.dumps({**content, "sha256": packing._digest(content)}))  # a forger knows how to sign
+    opened = []
+    monkeypatch.setattr(packing.files, "sha256", lambda place: opened.append(str(place)) or "")
+    assert packing._open(tmp_path / "cache", content["key"], config_of(source)) is None
+    assert not [place for place in opened if "elsewhere" in place]
 
 
 def test_a_swapped_tokenizer_file_is_not_trusted(source, corpus, tmp_path):

@@ -111,6 +111,17 @@ def test_two_hundred_damages_are_all_found(saved, tmp_path, capsys):
     survive(saved, tmp_path, range(100, 300), capsys)
 
 
+def test_a_name_in_the_manifest_cannot_lead_out_of_the_checkpoint(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "w")
+    path = tmp_path / "w" / "checkpoints" / "2" / manifest.NAME
+    content = json.loads(path.read_text())
+    content.pop("sha256")
+    content["files"]["../../../outside"] = {"sha256": "0", "bytes": 0}
+    path.write_text(json.dumps({**content, "sha256": manifest._own_digest(content)}))
+    with pytest.raises(manifest.Damaged, match="not inside the checkpoint"):
+        manifest.verify(path.parent)
+
+
 def test_orbax_alone_restores_a_flipped_bit_without_a_word(saved, tmp_path, monkeypatch):
     """The variation: without the manifest's check some flips come back as values that nobody saved."""
     monkeypatch.setattr(manifest, "verify", lambda folder, items=None: {})
