@@ -256,7 +256,8 @@ def train(run, *, evaluators=(), stop_after_seconds=None, label="training"):
       TrainState, the last.
     Raises:
       Preempted: after SIGTERM; the state is saved.
-      Diverged: when the loss is no longer finite; the last good checkpoint stays.
+      Diverged: when bad steps persist, or at the first with train.bad_steps='stop'; the checkpoints stay.
+      ProcessesMissing: if another process does not come along.
       ValueError, OSError: see `prepare` and `Checkpoints`.
     """
     config, last = run.config, run.config.train.num_steps
@@ -319,6 +320,7 @@ def train(run, *, evaluators=(), stop_after_seconds=None, label="training"):
                 num_rollbacks += 1
                 if num_rollbacks > config.train.max_bad_steps:
                     raise Diverged(f"step {step}: {num_rollbacks} roll-backs to step {saved}") from None
+                state = None  # its memory is needed
                 with watch.paused():
                     saves.wait()
                     state, _ = _restore_or_init(run, saves)
@@ -350,7 +352,10 @@ def train(run, *, evaluators=(), stop_after_seconds=None, label="training"):
             if is_out_of_time:
                 break
         clock.to("save")
-        with watch.paused(), Progress(f"saving step {saved}", interval=config.log.progress_seconds):
+        with (
+            watch.paused(),
+            Progress(f"saving step {saved}", interval=config.log.progress_seconds, quiet=not multihost.is_main()),
+        ):
             saves.wait()
     return state
 

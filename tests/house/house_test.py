@@ -84,3 +84,17 @@ def test_readme_names_only_files_and_verbs_that_are_there():
         assert verb in VERBS, verb
     for name in re.findall(r"`((?:dlm_jax|configs|tests|launch)/[\w/.]*)`", text):
         assert (ROOT / name).exists(), name
+
+
+RISKY = r"\b(pickle|marshal|shelve)\b|(?<![\w.])(eval|exec)\(|shell=True|os\.system|yaml\.load|allow_pickle=True"
+
+
+def test_nothing_that_is_loaded_is_executed():
+    """Config files are programs and are run as such; checkpoints, corpora, plans and tokenizers never are."""
+    sources = [*SOURCES, *sorted((ROOT / "launch").glob("*.py"))]
+    found = {str(path): re.findall(RISKY, path.read_text()) for path in sources}
+    assert {path: names for path, names in found.items() if names} == {}
+    assert re.search(RISKY, "pickle.load(file)") and re.search(RISKY, "np.load(path, allow_pickle=True)")
+    assert all(
+        "allow_pickle=False" in line for path in sources for line in path.read_text().splitlines() if "np.load(" in line
+    )
