@@ -78,7 +78,7 @@ def test_a_spec_that_makes_no_sense_is_refused(fields, message):
 
 
 def shell_scripts(folder):
-    found = {"setup_host.sh": (ROOT / "launch" / "setup_host.sh").read_text()}
+    found = {path.name: path.read_text() for path in (ROOT / "launch" / "setup_host.sh", ROOT / ".ci" / "run")}
     found |= {
         f"{name}.{path}": text for name in SPECS for path, text in planned(name).files.items() if "sbatch" in path
     }
@@ -96,7 +96,7 @@ def test_shell_scripts_are_clean(tmp_path):
     if shutil.which("shellcheck") is None:
         pytest.skip("reported: shellcheck is not installed")
     paths = shell_scripts(tmp_path)
-    assert len(paths) == 6
+    assert len(paths) == 7
     done = subprocess.run(["shellcheck", *paths], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     (tmp_path / "bad.sh").write_text("#!/usr/bin/env bash\nrm -r $1/*\n")  # the variation
