@@ -494,11 +494,11 @@ class CheckpointConfig:
     """When to save and how much to keep. The last step is always saved."""
 
     every_steps: int = 1000
-    max_to_keep: int = 2
+    max_to_keep: int = 2  # the last but one goes before the last is sealed: one would not be safe
 
     def __post_init__(self):
         _at_least("checkpoint.every_steps", self.every_steps, 1)
-        _at_least("checkpoint.max_to_keep", self.max_to_keep, 1)
+        _at_least("checkpoint.max_to_keep", self.max_to_keep, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

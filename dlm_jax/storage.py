@@ -23,6 +23,7 @@ CHECKPOINTS_URL = "checkpoints.url"
 _WORKDIRS = ("gs://",)  # what orbax writes to
 # Left on the machine that made them: each host prepares its own rows.
 _STAYS = (".npy", ".tmp", ".lock", CHECKPOINTS_URL)
+_in_bucket = {}  # twin -> {name: digest of what the bucket holds, as far as this process knows}
 _BEAT, _STALE = 10.0, 60.0  # seconds between the lock's signs of life, and without one until it is taken over
 
 
@@ -56,7 +57,7 @@ def as_path(place):
     except ImportError as error:
         raise ValueError(f"{place}: {str(error).splitlines()[0]}; pip install 'dlm_jax[gcs]'") from None
     except Exception as error:  # whatever the client of the bucket raises: no network, no bucket, no rights
-        raise OSError(f"{place}: cannot be reached: {_first_line(error)}") from None
+        raise ConnectionError(f"{place}: cannot be reached: {_first_line(error)}") from None
     return path
 
 
@@ -144,18 +145,29 @@ class Lock:
         self._path.write_text(json.dumps({"owner": self._mine, "alive": time.time()}))
 
     def _beat(self):
+        last = time.monotonic()
         while not self._over.wait(_BEAT):
-            seen = self._read()
-            if seen is not None and seen["owner"] != self._mine:
-                os.write(2, f"dlm: {self._path}: taken over by {seen['owner']}; ending\n".encode())
-                os._exit(1)
-            self._write()
+            try:
+                seen = self._read()
+                if seen is not None and seen["owner"] != self._mine:
+                    self._end(f"taken over by {seen['owner']}")
+                self._write()
+                last = time.monotonic()
+            except Exception as error:  # clients raise what they like; the next sign of life may get through
+                if time.monotonic() - last > _STALE:
+                    self._end(f"no sign of life got through: {_first_line(error)}")
+
+    def _end(self, why):
+        os.write(2, f"dlm: {self._path}: {why}; ending, before two runs write there\n".encode())
+        os._exit(1)
 
     def close(self):
         """Gives the folder free."""
         self._over.set()
         self._thread.join()
-        self._path.unlink()
+        seen = self._read()
+        if seen is not None and seen["owner"] == self._mine:
+            self._path.unlink()
 
 
 # ------------------------------------------------------------------------------------------------ twins
@@ -183,15 +195,18 @@ def twin(workdir, *, must_exist=False):
         raise FileNotFoundError(f"workdir={url!r}: holds no config.json")
     cache = pathlib.Path(os.environ.get("DLM_JAX_CACHE") or pathlib.Path.home() / ".cache" / "dlm_jax")
     local = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
+    if (local / "config.json").exists() and not (is_there and (remote / "config.json").exists()):
+        local.rename(local.with_name(f"{local.name}.{time.time_ns()}"))  # of a run that is no longer there
     local.mkdir(parents=True, exist_ok=True)
     files.write_text(local / CHECKPOINTS_URL, url + "/checkpoints\n")
-    if is_there:
-        for name, path in _small(remote):
-            content = path.read_bytes()
-            if _is_longer(local / name, content):
-                continue  # lines that were not pushed before a kill
-            with files.atomic_path(local / name) as temporary:
-                temporary.write_bytes(content)
+    known = _in_bucket[str(local)] = {}
+    for name, path in _small(remote) if is_there else ():
+        content = path.read_bytes()
+        known[name] = hashlib.sha256(content).digest()
+        if _is_longer(local / name, content):
+            continue  # lines that were not pushed before a kill
+        with files.atomic_path(local / name) as temporary:
+            temporary.write_bytes(content)
     return local
 
 
@@ -200,18 +215,20 @@ def _is_longer(path, content):
 
 
 def push(local):
-    """Writes what is small in a twin to its workdir; does nothing for a workdir that is no twin."""
+    """Writes what has changed in a twin since it was pulled; does nothing for a workdir that is no twin."""
     url = checkpoints_of(local)
     if not is_remote(url):
         return
     remote = as_path(str(url).rpartition("/")[0])
-    there = dict(_small(remote)) if remote.exists() else {}
+    known = _in_bucket.setdefault(str(local), {})
     for name, path in _small(pathlib.Path(local)):
         content = path.read_bytes()
-        if name not in there or there[name].read_bytes() != content:
+        digest = hashlib.sha256(content).digest()
+        if known.get(name) != digest:
             target = remote / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
+            known[name] = digest
 
 
 def checkpoints_of(workdir):
@@ -228,7 +245,9 @@ def _small(folder):
         found = walk(entry) if entry.is_dir() else [("", entry)]
         for below, path in found:
             name = f"{entry.name}/{below}" if below else entry.name
-            if not name.endswith(_STAYS) and not pathlib.PurePosixPath(name).name.startswith("."):
+            parts = pathlib.PurePosixPath(name).parts
+            is_copy = parts[:2] in (("data", "fetched"), ("data", "tfds"))  # of a corpus
+            if not (is_copy or name.endswith(_STAYS) or any(part.startswith(".") for part in parts)):
                 yield name, path
 
 
@@ -252,11 +271,11 @@ def fetch(url, folder):
     try:
         system, path = fsspec.core.url_to_fs(url)
         found = sorted(name for name in system.glob(path) if system.isfile(name))
-        keys = [str(system.ukey(name)) for name in found]
+        keys = [_version(system, name) for name in found]
     except (ImportError, ValueError) as error:
         raise ValueError(f"data.source={url!r}: {_first_line(error)}") from None
     except Exception as error:  # clients raise what they like
-        raise OSError(f"data.source={url!r}: cannot be reached: {_first_line(error)}") from None
+        raise ConnectionError(f"data.source={url!r}: cannot be reached: {_first_line(error)}") from None
     if not found:
         raise FileNotFoundError(f"data.source={url!r}: no such file")
     copies = []
@@ -274,6 +293,13 @@ def fetch(url, folder):
                 raise OSError(f"data.source={url!r}: cannot be read: {_first_line(error)}") from None
         copies.append(copy)
     return copies
+
+
+def _version(system, name):
+    """What changes when a file does, as far as its file system tells."""
+    about = system.info(name)
+    telling = ("size", "ETag", "etag", "mtime", "updated", "LastModified", "generation", "created")
+    return [str(system.ukey(name)), {key: str(about[key]) for key in telling if key in about}]
 
 
 def _first_line(error):

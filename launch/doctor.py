@@ -137,9 +137,9 @@ def _bucket(workdir, zone, execute):
     bucket = "/".join(workdir.split("/")[:3])
     try:
         location = execute(["gcloud", "storage", "buckets", "describe", bucket, "--format=value(location)"])
-    except (OSError, subprocess.CalledProcessError) as error:
-        text = getattr(error, "stderr", None) or str(error)
-        return Finding("bucket", bucket, f"cannot be asked: {text.strip().splitlines()[-1]}")
+    except (OSError, subprocess.SubprocessError) as error:
+        text = (getattr(error, "stderr", None) or "").strip() or str(error)
+        return Finding("bucket", bucket, f"cannot be asked: {text.splitlines()[-1]}")
     location, region = location.strip().lower(), zone.rpartition("-")[0]
     is_near = not region or location == region or (len(location) < 5 and region.startswith(f"{location}-"))
     problem = None if is_near else f"lies in {location}, the machines in {region}: slow, and paid for by the byte"

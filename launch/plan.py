@@ -11,7 +11,7 @@
 | slurm  | a batch script for `sbatch`                                                                           |
 | docker | an image, built and run                                                                               |
 
-On every host `dlm launch --target local` supervises the run: the restart policy is one and the same everywhere.
+On every host `dlm launch --target local` supervises the run; under SLURM the batch script does, by the same policy.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _TPUS = {
     "v5p": ("v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice", 4),
     "v6e": ("v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice", 4),
 }
-_SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(api)?(key|token|secret|password|passwd|credentials?)(_|$)", re.IGNORECASE)
 _PYTHON = "$HOME/dlm/bin/dlm"  # where setup_host.sh puts it
 
 
@@ -90,8 +90,17 @@ class Spec:
                 raise ValueError(f"--{name}: --target={self.target} needs it")
         if self.accelerator:
             topology = topologies.parse(self.accelerator)
-            if self.target in ("tpu_vm", "queued") and topology.platform != "tpu":
+            if self.target in ("tpu_vm", "queued", "xpk") and topology.platform != "tpu":
                 raise ValueError(f"--accelerator={self.accelerator}: --target={self.target} has TPUs only")
+            if self.target == "slurm" and topology.platform != "gpu":
+                raise ValueError(f"--accelerator={self.accelerator}: --target=slurm has GPUs only")
+            if self.target == "slurm" and self.num_processes != topology.dims[-1]:
+                raise ValueError(
+                    f"--num_processes={self.num_processes}: must be {topology.dims[-1]}, one for each GPU of a node"
+                )
+        for name, targets in _COUNTED.items():
+            if getattr(self, name) > 1 and self.target not in targets:
+                raise ValueError(f"--{name}={getattr(self, name)}: --target={self.target} has no use for it")
         if self.time_limit and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time_limit):
             raise ValueError(f"--time_limit={self.time_limit!r}: must be written like 2-00:00:00")
         for name, _ in self.environment:
@@ -156,18 +165,24 @@ def _local(spec):
 
 
 def _docker(spec):
-    extra = "cuda12" if spec.accelerator and topologies.parse(spec.accelerator).platform == "gpu" else "tpu"
-    extra = extra if spec.accelerator else ""
-    gpus = ["--gpus=all"] if extra == "cuda12" else ["--privileged", "--net=host"] if extra == "tpu" else []
-    workdir = workdir_of(spec.command)
-    mount = [f"--volume={pathlib.Path(workdir).absolute()}:{pathlib.Path(workdir).absolute()}"] if workdir else []
+    platform = topologies.parse(spec.accelerator).platform if spec.accelerator else "cpu"
+    extra, devices = {
+        "gpu": ("cuda12,gcs", ["--gpus=all"]),
+        "tpu": ("tpu,gcs", ["--privileged", "--net=host"]),
+        "cpu": ("gcs", []),
+    }[platform]
+    workdir, mount = workdir_of(spec.command), []
+    if workdir and "://" not in workdir:  # the same place inside as outside
+        place = str(pathlib.Path(workdir).absolute())
+        mount = [f"--volume={place}:{place}"]
+        spec = dataclasses.replace(spec, command=_with_workdir(spec.command, place))
     variables = [f"--env={name}={value}" for name, value in spec.environment]
     arguments = [f"--build-arg=EXTRA={extra}", f"--file={spec.source}/launch/Dockerfile"]
     return Plan({}, [
         Step("build", ["docker", "build", f"--tag={spec.image}", *arguments, spec.source]),
         Step("run", [
-            "docker", "run", "--rm", "--init", f"--name={spec.name}", "--stop-timeout=120", *gpus, *mount, *variables,
-            spec.image, *supervised(spec)[1:],
+            "docker", "run", "--rm", "--init", f"--name={spec.name}", "--stop-timeout=120", *devices, *mount,
+            *variables, spec.image, *supervised(spec)[1:],
         ]),
     ])  # fmt: skip
 
@@ -192,7 +207,7 @@ def _on_host(spec, node):
     archive = pathlib.Path(tempfile.gettempdir()) / f"{spec.name}.tar.gz"
     ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", node, *cloud(spec), "--worker=all"]
     variables = "".join(f"{name}={shlex.quote(value)} " for name, value in spec.environment)
-    run = f"{variables}{shlex.join(supervised(spec, 'DLM')).replace('DLM', _PYTHON, 1)}"
+    run = f"{variables}flock dlm.lock {shlex.join(supervised(spec, 'DLM')).replace('DLM', _PYTHON, 1)}"
     # The session's own exit code would not tell a run that failed from a connection that did.
     report = f"{run}; echo dlm-exit-code: $?"
     return [
@@ -203,7 +218,10 @@ def _on_host(spec, node):
             "gcloud", "compute", "tpus", "tpu-vm", "scp", str(archive), f"{spec.source}/launch/setup_host.sh",
             f"{node}:", *cloud(spec), "--worker=all",
         ]),
-        Step("install", [*ssh, f"--command=bash setup_host.sh {archive.name} tpu,gcs"]),
+        # What still runs after a lost connection is neither replaced nor run twice: the next run waits for it.
+        Step("install", [
+            *ssh, f"--command=flock -n -E 9 dlm.lock bash setup_host.sh {archive.name} tpu,gcs || [ $? -eq 9 ]",
+        ]),
         Step("run", [*ssh, f"--command={report}"]),
     ]  # fmt: skip
 
@@ -240,7 +258,7 @@ def _queued(spec):
 def _gke(spec):
     topology = topologies.parse(spec.accelerator)
     if topology.platform == "gpu":
-        hosts, chips = topology.dims
+        hosts, chips = topology.dims[0] * spec.num_nodes, topology.dims[1]
         where, resource = {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}, "nvidia.com/gpu"
     else:
         _, _, _, label, a_host = _TPUS[topology.generation]
@@ -253,7 +271,7 @@ def _gke(spec):
     if spec.spot:
         where = {**where, "cloud.google.com/gke-spot": "true"}
     environment = [{"name": name, "value": value} for name, value in spec.environment]
-    if topology.platform == "gpu" and hosts * spec.num_nodes > 1:
+    if topology.platform == "gpu" and hosts > 1:
         environment += [
             {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{spec.name}-slice-0-0.{spec.name}:1234"},
             {"name": "JAX_NUM_PROCESSES", "value": str(hosts)},
@@ -305,7 +323,13 @@ def _gke(spec):
                     }
                 ],
             },
-            "replicatedJobs": [{"name": "slice", "replicas": spec.num_nodes, "template": {"spec": job}}],
+            "replicatedJobs": [
+                {
+                    "name": "slice",
+                    "replicas": 1 if topology.platform == "gpu" else spec.num_nodes,
+                    "template": {"spec": job},
+                }
+            ],
         },
     }
     path = f"{spec.name}.jobset.json"
@@ -340,15 +364,11 @@ def _sky(spec):
         resources["zone"] = spec.zone
     if spec.image:
         resources["image_id"] = f"docker:{spec.image}"
-    # Exit code 85 is restarted in place; a lost machine is SkyPilot's to replace.
+    # Exit codes are the supervisor's to judge; a lost machine is SkyPilot's to replace.
     task = {
         "name": spec.name,
         "num_nodes": nodes,
-        "resources": {
-            **resources,
-            "use_spot": spec.spot,
-            "job_recovery": {"max_restarts_on_errors": spec.max_restarts},
-        },
+        "resources": {**resources, "use_spot": spec.spot},
         "workdir": spec.source,
         "envs": dict(spec.environment),
         "setup": f"python3 -m pip install --quiet '.[{extra}]'\n",
@@ -376,7 +396,8 @@ def _slurm(spec):
     if spec.accelerator:
         gpus = [f"--gpus-per-node={topologies.parse(spec.accelerator).dims[-1]}"]
     wanted = [
-        f"--job-name={spec.name}", f"--nodes={spec.num_nodes}", f"--ntasks={tasks}", *gpus,
+        f"--job-name={spec.name}", f"--nodes={spec.num_nodes}", f"--ntasks={tasks}",
+        f"--ntasks-per-node={spec.num_processes}", *gpus,
         *([f"--partition={spec.partition}"] if spec.partition else []),
         *([f"--time={spec.time_limit}"] if spec.time_limit else []),
         "--requeue", "--signal=TERM@120", "--open-mode=append", f"--output={spec.name}-%j.log",
@@ -385,7 +406,10 @@ def _slurm(spec):
         options="\n".join(f"#SBATCH {option}" for option in wanted),
         variables="".join(f"export {name}={shlex.quote(value)}\n" for name, value in spec.environment),
         task=shlex.quote(
-            f'{shlex.join([sys.executable, "-m", "dlm_jax", *spec.command])}; code=$?; '
+            # SLURM signals its own child only, which is this shell: it hands the signal on, and waits again.
+            f'{shlex.join([sys.executable, "-m", "dlm_jax", *spec.command])} & run=$!; '
+            'trap "kill -TERM $run" TERM; wait "$run"; code=$?; '
+            'while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done; '
             'echo "$code" > "$codes/$SLURM_PROCID"; exit "$code"'
         ),
         name=spec.name, max_restarts=spec.max_restarts, wrong=policy.WRONG_INPUT, diverged=policy.DIVERGED,
@@ -401,12 +425,13 @@ _SLURM = """\
 set -uo pipefail
 {variables}# Every task leaves its exit code: the batch job restarts by what they mean together.
 codes="$PWD/{name}-$SLURM_JOB_ID.codes"
-mkdir -p "$codes" && rm -f "$codes"/*
+crashes="$codes/crashes"
+mkdir -p "$codes" && rm -f "$codes"/[0-9]*
 export codes
 # shellcheck disable=SC2016  # expanded by each task, not here
 srun --kill-on-bad-exit=1 bash -c {task}
 code=$?
-said() {{ cat "$codes"/* 2>/dev/null | grep -qx "$1"; }}
+said() {{ cat "$codes"/[0-9]* 2>/dev/null | grep -qx "$1"; }}
 if [ "$code" -eq 0 ]; then
   rm -r "$codes"
 elif said {wrong}; then
@@ -416,8 +441,9 @@ elif said {diverged}; then
 elif said {preempted}; then
   code={preempted}
   scontrol requeue "$SLURM_JOB_ID"
-elif [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+else
+  echo crash >> "$crashes"
+  [ "$(wc -l < "$crashes")" -gt {max_restarts} ] || scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
 """
@@ -425,12 +451,24 @@ exit "$code"
 
 def workdir_of(command):
     """Returns the workdir of a command, or ""."""
+    place, is_joined = _workdir_place(command)
+    return "" if place is None else command[place].partition("=")[2] if is_joined else command[place]
+
+
+def _with_workdir(command, workdir):
+    place, is_joined = _workdir_place(command)
+    changed = f"--workdir={workdir}" if is_joined else workdir
+    return (*command[:place], changed, *command[place + 1 :])
+
+
+def _workdir_place(command):
+    """(index of the word that holds the workdir or None, whether the flag stands in it, too)."""
     for index, word in enumerate(command):
         if word.startswith("--workdir="):
-            return word.partition("=")[2]
+            return index, True
         if word == "--workdir" and index + 1 < len(command):
-            return command[index + 1]
-    return ""
+            return index + 1, False
+    return None, False
 
 
 def _json(value):
@@ -441,6 +479,7 @@ TARGETS = {
     "local": _local, "tpu_vm": _tpu_vm, "queued": _queued, "gke": _gke, "xpk": _xpk, "sky": _sky, "slurm": _slurm,
     "docker": _docker,
 }  # fmt: skip
+_COUNTED = {"num_processes": ("local", "slurm"), "num_nodes": ("slurm", "gke", "xpk", "sky")}
 NEEDS = {
     "local": (), "tpu_vm": ("accelerator", "zone"), "queued": ("accelerator", "zone"), "gke": ("accelerator", "image"),
     "xpk": ("accelerator", "cluster", "image"), "sky": ("accelerator",), "slurm": (), "docker": ("image",),

@@ -9,10 +9,11 @@ import time
 
 from . import policy
 
-_WAITING = ("ACCEPTED", "CREATING", "PROVISIONING", "WAITING_FOR_RESOURCES")
 _GONE = ("FAILED", "SUSPENDED", "SUSPENDING", "PREEMPTED", "DELETING")
 _TRIES = 3  # to copy and install, before the machine is given up
 _POLL = 20.0  # seconds
+# No waiting would mend these.
+_NEVER = r"PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED|invalid_grant|gcloud auth login"
 _FORGIVEN_AFTER = 3600.0  # seconds of running after which earlier failures no longer count
 
 
@@ -33,7 +34,7 @@ def drive(plan, *, max_restarts=10, say=print, wait=time.sleep, execute=None, cl
     Returns:
       int, the exit code of the run; 1 if it could not be run.
     """
-    execute, chance, failures, started = execute or _execute, random.Random(seed), 0, None
+    execute, chance, failures, started = execute or run_aloud, random.Random(seed), 0, None
 
     def step(name):
         return execute(plan.step(name).argv)
@@ -55,10 +56,18 @@ def drive(plan, *, max_restarts=10, say=print, wait=time.sleep, execute=None, cl
         say(f"pack: {_last(err or out)}")
         return policy.WRONG_INPUT
     while True:
-        state = _state(step("describe"))
-        if state is None:
+        answer = step("describe")
+        state = _state(answer)
+        if state == "UNKNOWN":
+            why = f"describe: {_last(answer[2] or answer[1])}"
+            if re.search(_NEVER, answer[2]):
+                say(why)
+                return policy.WRONG_INPUT
+            if not failed(why):
+                return 1
+        elif state is None:
             code, out, err = step("create")
-            if code and re.search(r"PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED", err):
+            if code and re.search(_NEVER, err):
                 say(f"create: {_last(err)}")
                 return policy.WRONG_INPUT
             if code and not failed(f"create: {_last(err or out)}"):
@@ -69,6 +78,7 @@ def drive(plan, *, max_restarts=10, say=print, wait=time.sleep, execute=None, cl
             was_running, started = started is not None, None
             say(f"the machine is {state}; deleting it" if was_running else f"the request is {state}; deleting it")
             step("delete")
+            wait(_POLL)
             if not was_running and state == "FAILED" and not failed("the request failed"):
                 return 1
         elif state == "ACTIVE":
@@ -79,7 +89,7 @@ def drive(plan, *, max_restarts=10, say=print, wait=time.sleep, execute=None, cl
                 continue
             started = clock()
             say("running")
-            ended = _codes(step("run"))
+            ended = codes_of(step("run"))
             if clock() - started > _FORGIVEN_AFTER:
                 failures = 0
             if not ended:  # the connection or the machine is gone: its state will tell
@@ -97,7 +107,7 @@ def drive(plan, *, max_restarts=10, say=print, wait=time.sleep, execute=None, cl
                 step("delete")
                 return code
         else:
-            wait(_POLL if state in _WAITING else _POLL / 2)
+            wait(_POLL)
 
 
 def _state(result):
@@ -120,8 +130,8 @@ def _install(step, say, wait, chance):
     return False
 
 
-def _codes(result):
-    """Exit codes that the workers reported."""
+def codes_of(result):
+    """Returns the exit codes that the workers of a run reported, a list of int."""
     return [int(found) for found in re.findall(r"^.*dlm-exit-code: (\d+)$", result[1], re.MULTILINE)]
 
 
@@ -130,8 +140,8 @@ def _last(text):
     return lines[-1].strip()[:300] if lines else "failed without a word"
 
 
-def _execute(argv):
-    """Runs a command; its stderr is shown as it comes, too."""
+def run_aloud(argv):
+    """Runs a command and shows what it writes as it comes; returns (exit code, stdout, stderr)."""
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     seen = {"out": [], "err": []}
 

@@ -27,6 +27,8 @@ def commands(command, sweep, source):
     place = next((index for index, word in enumerate(command) if word.startswith("--workdir")), None)
     if place is None:
         raise ValueError("--sweep: the command must have a --workdir; each run gets a folder in it")
+    if "=" not in command[place] and place + 1 == len(command):
+        raise ValueError("--workdir: must be given a value")
     found = []
     for combination in itertools.product(*sweep.values()):
         chosen = dict(zip(sweep, combination, strict=True))

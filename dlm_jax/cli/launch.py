@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shlex
-import subprocess
 import sys
 
 from absl import flags
@@ -135,10 +134,11 @@ def _go(spec, planned, logs):
         print(f"dlm launch: {line}", file=sys.stderr, flush=True)
 
     if spec.target == "local":
-        return local.supervise(
+        code = local.supervise(
             list(spec.command), num_processes=spec.num_processes, max_restarts=spec.max_restarts, logs=logs, say=say,
             environment=spec.environment,
         )  # fmt: skip
+        return code if code >= 0 else 128 - code  # as a shell tells a signal
     for path, text in planned.files.items():
         files.write_text(path, text)
         say(f"wrote {path}")
@@ -146,17 +146,20 @@ def _go(spec, planned, logs):
         return queued.drive(planned, max_restarts=spec.max_restarts, say=say)
     for step in planned.steps:
         if step.name == "delete":
-            say(f"the machine is still there; delete it with: {step.line}")
-            break
+            continue
         say(f"{step.name}: {shlex.join(step.argv)[:200]}")
         try:
-            done = subprocess.run(step.argv)
+            result = queued.run_aloud(step.argv)
         except FileNotFoundError:
             raise FileNotFoundError(f"{step.argv[0]}: not on PATH; --target={spec.target} calls it") from None
-        if done.returncode:
-            say(f"{step.name} ended with exit code {done.returncode}: {policy.judge(done.returncode).meaning}")
-            return done.returncode
-    return 0
+        code = policy.of_ranks(queued.codes_of(result)) or result[0]
+        if code:
+            say(f"{step.name} ended with exit code {code}: {policy.judge(code).meaning}")
+            break
+    left = next((step for step in planned.steps if step.name == "delete"), None)
+    if left is not None:
+        say(f"the machine is still there; delete it with: {left.line}")
+    return code
 
 
 def _doctor(spec, is_json):

@@ -9,7 +9,7 @@ import sys
 
 from absl import flags, logging
 
-from dlm_jax.exit_codes import DONE, PREEMPTED, WRONG_INPUT
+from dlm_jax.exit_codes import CRASHED, DONE, PREEMPTED, WRONG_INPUT
 
 # verb -> what it does; the code is dlm_jax/cli/<verb>.py
 VERBS = {
@@ -34,7 +34,7 @@ class UsageError(Exception):
 def command_line():
     """Runs this process's command line and ends the process."""
     code = main()
-    if code not in (DONE, PREEMPTED) and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+    if code not in (DONE, PREEMPTED) and _is_joined():
         # The usual farewell waits for the other processes, which wait for us.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -79,6 +79,8 @@ def main(argv=None):
     try:
         with _quiet_threads():
             return _run(module, values, verb, rest)
+    except ConnectionError as error:  # the same command may succeed
+        return _refuse(_one_line(error), CRASHED)
     except (UsageError, flags.Error, ValueError, OSError) as error:
         return _refuse(_one_line(error))
     except KeyboardInterrupt:
@@ -134,26 +136,26 @@ def parse(values, verb, rest):
 
 def _run(module, values, verb, rest):
     extra = parse(values, verb, rest)
-    with _twin(values, verb):
-        return _call(module, values, verb, extra)
-
-
-@contextlib.contextmanager
-def _twin(values, verb):
-    """Lets a verb work on the local twin of a workdir in a bucket, and brings back what it wrote."""
     from dlm_jax import storage
 
     workdir = values["workdir"].value if "workdir" in values else None
     if not storage.is_remote(workdir):
-        yield
-        return
+        return _call(module, values, verb, extra)
+    # The verb works on the local twin of a workdir in a bucket; what it wrote is brought back.
     values["workdir"].value = str(storage.twin(workdir, must_exist=verb not in ("train", "demo", "study")))
     print(f"{workdir}: small files are kept in {values['workdir'].value}", file=sys.stderr)
-    try:
-        yield
-    finally:
-        if "jax" not in sys.modules or sys.modules["jax"].process_index() == 0:
+    code = _call(module, values, verb, extra)
+    if not _is_joined() or sys.modules["jax"].process_index() == 0:
+        try:
             storage.push(values["workdir"].value)
+        except Exception as error:  # what the code says of the run is worth more
+            print(f"dlm: {workdir}: not all could be brought back: {_one_line(error)}", file=sys.stderr)
+    return code
+
+
+def _is_joined():
+    """Whether this is one of several processes of a run."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _call(module, values, verb, extra):

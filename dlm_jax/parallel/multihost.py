@@ -10,7 +10,7 @@ import os
 import time
 
 import jax
-from jax._src import distributed  # the coordination service has no public door to its key-value store
+from jax._src import cloud_tpu_init, distributed  # neither has a public door: on a TPU VM? | the key-value store
 from jax.experimental import multihost_utils
 
 _rounds = collections.Counter()
@@ -38,7 +38,11 @@ def initialize():
         if not 0 <= index < count:
             raise ValueError(f"JAX_PROCESS_ID={index}: must be between 0 and {count - 1}")
         _join(env["JAX_COORDINATOR_ADDRESS"], count, index)
-    elif _number("SLURM_NTASKS", 1) > 1 or len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+    elif (
+        _number("SLURM_NTASKS", 1) > 1
+        or len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+        or cloud_tpu_init.running_in_cloud_tpu_vm
+    ):
         _join()
 
 
@@ -126,12 +130,12 @@ def global_rows(rows_of, shapes, sharding):
     return {name: jax.make_array_from_callback(shape, sharding, piece(name)) for name, shape in shapes.items()}
 
 
-def is_preempted(step):
+def is_preempted(num_calls):
     """Returns whether a SIGTERM to any of several processes asks all of them to save after this step.
 
     The processes agree on the step in the background; each must ask after every step.
 
     Args:
-      step: int, finished steps.
+      num_calls: int, how often this was asked: the same on all processes, and never less than before.
     """
-    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(num_calls)

@@ -6,6 +6,7 @@ final name only when it is complete, and counts only when it is sealed with a ma
 with the reason, never deleted.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -115,7 +116,8 @@ class Checkpoints:
     def _seal_when_done(self):
         while self._manager.is_saving_in_progress():
             time.sleep(0.02)
-        self._seal()
+        with contextlib.suppress(Exception):  # tried again, and told, by the next save, wait or close
+            self._seal()
 
     def _seal(self):
         """Seals what is complete."""
@@ -123,10 +125,10 @@ class Checkpoints:
             for step in sorted(self._unsealed):
                 path = folder(self.workdir) / str(step)
                 if _is_complete(path):
-                    fingerprints = self._unsealed.pop(step)
                     if multihost.is_main():
-                        manifest.seal(path, fingerprints)
+                        manifest.seal(path, self._unsealed[step])
                         storage.push(self.workdir)
+                    del self._unsealed[step]
 
     def wait(self):
         """Returns when the last save is complete.
@@ -163,19 +165,18 @@ class Checkpoints:
                 restored = self._restore_step(step, abstract, fingerprints)
             except manifest.Damaged as error:
                 mine = f"damaged: {error}"
-            except Exception as error:  # orbax raises many kinds for damage and mismatch alike
+            except Exception as error:  # orbax raises many kinds
                 mine = _first_line(error)
             problem = next(filter(None, multihost.exchange("restore a checkpoint", mine)), "")
             if not problem:
                 return restored
+            if not problem.startswith("damaged: "):  # its files are whole: an older step would fare no better
+                break
             problems.append(f"step {step}: {problem}")
             if multihost.is_main():
-                if problem.startswith("damaged: "):
-                    _set_aside(folder(self.workdir) / str(step), problem.removeprefix("damaged: "))
-                else:
-                    print(f"checkpoint {problems[-1]}; trying an older one", file=sys.stderr)
+                _set_aside(folder(self.workdir) / str(step), problem.removeprefix("damaged: "))
         if problem:
-            raise ValueError(f"{folder(self.workdir)}: no checkpoint could be restored; {problem}")
+            raise ValueError(f"{folder(self.workdir)}: step {step} could not be restored; {problem}")
         return None
 
     def _choose(self, tried, problems):
@@ -209,6 +210,7 @@ class Checkpoints:
         try:
             with _writing(self.workdir):
                 self._manager.close()
+                self._seal()
         finally:
             if self._lock is not None:
                 self._lock()
@@ -312,9 +314,9 @@ class _writing:
 
     def __exit__(self, kind, error, traceback):
         if error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise OSError(
-                f"{folder(self.workdir)}: the checkpoint could not be written: {_first_line(error)}"
-            ) from error
+            kind = ConnectionError if storage.is_remote(folder(self.workdir)) else OSError
+            text = f"{folder(self.workdir)}: the checkpoint could not be written: {_first_line(error)}"
+            raise kind(text) from error
 
 
 class _quiet(warnings.catch_warnings):

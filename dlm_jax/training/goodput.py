@@ -96,6 +96,9 @@ def _lines(path):
             line = json.loads(text)
             if not isinstance(line.get("step"), int):
                 raise ValueError
+            known = [value for name, value in line.items() if name.startswith(_PREFIX) or name == "time"]
+            if not all(isinstance(value, (int, float)) for value in known):
+                raise ValueError
         except (ValueError, AttributeError):
             raise ValueError(f"{path}:{number}: is not a line of metrics") from None
         yield line

@@ -293,7 +293,7 @@ def train(run, *, evaluators=(), stop_after_seconds=None, label="training"):
             Watchdog(config.train.hang_seconds, run.workdir / f"hang-{jax.process_index()}.txt")
         )
         upcoming = fetch.submit(device_batch, run, step + shift)
-        saved, num_rollbacks, activity = step, 0, "compile"
+        saved, num_calls, num_rollbacks, activity = step, step, 0, "compile"
         while step < last:
             clock.to("data")
             batch = upcoming.result()
@@ -307,7 +307,8 @@ def train(run, *, evaluators=(), stop_after_seconds=None, label="training"):
             report.update(step)
             watch.beat()
             is_out_of_time = stop_after_seconds is not None and time.monotonic() - started > stop_after_seconds
-            is_stopping = stop.is_set or multihost.is_preempted(step)
+            num_calls += 1
+            is_stopping = stop.is_set or multihost.is_preempted(num_calls)
             is_ending = step == last or is_stopping or is_out_of_time
             is_saving = is_ending or step % config.checkpoint.every_steps == 0
             is_evaluating = evaluators and config.eval.every_steps and step % config.eval.every_steps == 0
@@ -347,7 +348,8 @@ def train(run, *, evaluators=(), stop_after_seconds=None, label="training"):
                 clock.to("step")
             if is_stopping:
                 clock.to("save")
-                saves.wait()
+                with watch.paused():
+                    saves.wait()
                 raise Preempted(f"stopped after step {step} and saved")
             if is_out_of_time:
                 break

@@ -100,7 +100,7 @@ def slurm(tmp_path_factory, environment):
 def submit(slurm, folder, name, *command):
     """Plans and submits; returns the job's number."""
     launch = [sys.executable, "-m", "dlm_jax", "launch", "--target=slurm", f"--name={name}", "--num_processes=2"]
-    argv = [*launch, "--max_restarts=1", "--", *command]
+    argv = [*launch, "--max_restarts=0", "--", *command]
     done = subprocess.run(argv, cwd=folder, env=slurm, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]

@@ -64,6 +64,10 @@ def test_every_target_has_a_golden_plan():
         ({"target": "queued", "accelerator": "H100x8", "zone": "z"}, r"--accelerator=H100x8: .* has TPUs only"),
         ({"target": "sky", "accelerator": "v9"}, r"topology 'v9': must be written like"),
         ({"target": "slurm", "time_limit": "2 days"}, r"--time_limit='2 days': must be written like"),
+        ({"target": "xpk", "accelerator": "H100x8", "cluster": "c", "image": "i"}, r"has TPUs only"),
+        ({"target": "slurm", "accelerator": "v5e:4x4"}, r"--target=slurm has GPUs only"),
+        ({"target": "slurm", "accelerator": "H100x8"}, r"--num_processes=1: must be 8, one for each GPU"),
+        ({"target": "docker", "image": "i", "num_nodes": 2}, r"--num_nodes=2: --target=docker has no use for it"),
         ({"target": "local", "environment": (("A B", "c"),)}, r"--env='A B': must be written NAME=VALUE"),
         (
             {"target": "local", "environment": (("WANDB_API_KEY", "hidden!"),)},
@@ -75,6 +79,18 @@ def test_a_spec_that_makes_no_sense_is_refused(fields, message):
     with pytest.raises(ValueError, match=message) as caught:
         plan.Spec(command=COMMAND, **fields)
     assert "hidden!" not in str(caught.value)  # the secret itself
+
+
+def test_names_that_only_contain_a_secrets_name_are_no_secrets():
+    plan.Spec(target="local", command=COMMAND, environment=(("TOKENIZERS_PARALLELISM", "false"), ("MONKEY", "1")))
+
+
+def test_a_container_writes_where_the_command_says():
+    command = ("train", "--config=debug", "--workdir", "runs/x")
+    run = plan.make(plan.Spec(target="docker", command=command, image="i")).step("run").argv
+    place = str(pathlib.Path("runs/x").absolute())
+    assert f"--volume={place}:{place}" in run and run[run.index("--workdir") + 1] == place
+    assert not [word for word in planned("docker").step("run").argv if word.startswith("--volume")]  # gs://
 
 
 def shell_scripts(folder):

@@ -94,6 +94,7 @@ def test_a_preempted_machine_is_deleted_and_made_again_without_being_counted(dri
 def test_a_request_that_failed_is_deleted_because_it_holds_quota_and_is_counted(drive):
     code, asked, _, pauses = drive({"describe": [NONE, state("FAILED")]}, max_restarts=2)
     assert code == 1 and asked == ["create", "delete", "delete", "delete"]
+    pauses = [pause for pause in pauses if pause != queued._POLL]
     assert len(pauses) == 2 and pauses[0] < pauses[1]
 
 
@@ -136,6 +137,13 @@ def test_exit_codes_of_the_run_are_told_from_a_lost_machine(drive, codes, want, 
 def test_a_lost_connection_to_a_machine_that_is_there_is_counted(drive):
     code, asked, said, _ = drive({"describe": [NONE, ACTIVE], "run": [LOST]}, max_restarts=1)
     assert code == 1 and asked.count("run") == 2 and asked[-1] == "delete", said
+
+
+def test_a_cloud_that_cannot_be_asked_is_asked_again_a_few_times_only(drive):
+    code, asked, said, pauses = drive({"describe": [[1, "", "ERROR: (gcloud) 503 unavailable"]]}, max_restarts=2)
+    assert (code, asked, len(pauses)) == (1, [], 2) and "503" in said[-1]
+    code, asked, said, pauses = drive({"describe": [[1, "", "ERROR: please run gcloud auth login"]]})
+    assert (code, pauses) == (2, []), said
 
 
 def test_what_no_waiting_would_mend_ends_at_once(drive):
