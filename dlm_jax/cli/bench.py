@@ -77,12 +77,11 @@ def run(values):
     if not wanted and not blocks:
         raise ValueError(f"--only={','.join(only)}: must begin one of {', '.join(names)}, blocks")
     dtype = shapes[0].denoiser.dtype
+    beside = [] if values["also"].value is None else _beside(values["also"].value)
     chosen = [*timing.ceilings(dtype), *(names[name][0](names[name][1]) for name in wanted)]
     if blocks:
         chosen += works.cached_sampling(shapes[0])
-    if values["also"].value is not None:
-        beside = _beside(values["also"].value)
-        chosen += [work for work in beside if any(work.name.startswith(start) for start in only)]
+    chosen += [work for work in beside if any(work.name.startswith(start) for start in only)]
     timings = timing.measure(chosen, repeats=values["repeats"].value, quiet=values["json"].value)
     ceiling, rows = timing.table(chosen, timings)
     too_much = _judge_guards(rows)

@@ -23,7 +23,7 @@ from dlm_jax.training import checkpoint
 
 TRAIN = (
     "train", "--config=debug", "--config.checkpoint.every_steps=10", "--config.eval.every_steps=0",
-    "--config.log.every_steps=1", "--config.train.num_steps=90",
+    "--config.log.every_steps=1", "--config.train.num_steps=50",
 )  # fmt: skip
 
 
@@ -106,13 +106,13 @@ def test_a_run_in_a_bucket_is_killed_goes_on_elsewhere_and_ends_as_on_a_disk(buc
     assert code == 0, log
     _, plain, _ = run(environment, "inspect", f"--workdir={tmp_path / 'disk'}", "--json")
     found, wanted = json.loads(out), json.loads(plain)
-    assert found["params_sha256"] == wanted["params_sha256"] and found["step"] == wanted["step"] == 90
+    assert found["params_sha256"] == wanted["params_sha256"] and found["step"] == wanted["step"] == 50
     fs.invalidate_cache()
     names = {name.removeprefix("bkt/runs/one/").split("/")[0] for name in fs.find("bkt/runs/one")}
     assert names == {"config.json", "metrics.jsonl", "checkpoints", "data"}
     steps = [json.loads(line) for line in fs.cat_file("bkt/runs/one/metrics.jsonl").decode().splitlines()]
     assert next(line["attempt_from"] for line in steps if "attempt_from" in line) == 0
-    assert max(line["step"] for line in steps) == 90
+    assert max(line["step"] for line in steps) == 50
     samples = dlm_jax.load(url).sample(num_samples=2, num_steps=4, seed=0)
     assert samples.texts == dlm_jax.load(tmp_path / "disk").sample(num_samples=2, num_steps=4, seed=0).texts
 
@@ -134,7 +134,7 @@ def test_two_hosts_that_share_nothing_but_the_bucket_train_as_one(bucket, enviro
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(logs)
     reader = {**environment, **bucket[1], "DLM_JAX_CACHE": str(tmp_path / "reader")}
     code, out, log = run(reader, "inspect", f"--workdir={url}", "--json")
-    assert code == 0 and json.loads(out)["step"] == 90, log
+    assert code == 0 and json.loads(out)["step"] == 50, log
 
 
 @pytest.mark.slow

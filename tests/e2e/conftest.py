@@ -12,15 +12,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """The environment of the processes under test; what one of them has compiled the others find."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    values = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }  # fmt: skip
+def environment():
+    """The environment of the processes under test."""
+    values = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
     values.pop("XLA_FLAGS", None)
     return values
 

@@ -163,16 +163,17 @@ def supervised(environment, workdir, strike, *more):
     return "".join(log)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_frozen_process_is_found_and_the_run_started_again(rank, tmp_path, environment, pair):
     def freeze(children):
         os.kill(children[rank], signal.SIGSTOP)
 
-    log = supervised(environment, tmp_path, freeze, "--config.train.hang_seconds=15")
+    log = supervised(environment, tmp_path, freeze, "--config.train.hang_seconds=10")
     assert "no step ended for" in log and "starting again" in log, log
     assert sha(tmp_path) == sha(pair)
 
 
+@pytest.mark.slow  # supervisor_test kills a process by default
 def test_a_killed_coordinator_takes_nothing_with_it(tmp_path, environment, pair):
     log = supervised(environment, tmp_path, lambda children: os.kill(children[0], signal.SIGKILL))
     assert "starting again" in log

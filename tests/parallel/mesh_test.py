@@ -102,6 +102,7 @@ def step_on(shape, optimizer, state, seed=0, micro_batches=1):
     return compiled, jax.device_put(state, placed), jax.device_put({"tokens": TOKENS}, batch)
 
 
+@pytest.mark.slow  # every leaf of the gradient is compared by default
 def test_the_sgd_update_agrees_on_any_mesh():
     def update(shape, seed=0, micro_batches=1):
         step, state, batch = step_on(shape, optax.sgd(0.1), None, seed, micro_batches)

@@ -19,7 +19,7 @@ def model(tmp_path_factory):
 
 
 def test_the_study_tables_and_draws_what_it_asked_for(model, tmp_path, monkeypatch, capsys):
-    keep = ("random", "entropy", "ancestral (MDLM)")
+    keep = ("random", "entropy")
     monkeypatch.setattr(samplers, "BY_STEPS", {name: samplers.BY_STEPS[name] for name in keep})
     monkeypatch.setattr(samplers, "BY_BUDGET", {"entropy sum": samplers.BY_BUDGET["entropy sum"][:1]})
     monkeypatch.setattr(samplers, "STEPS", (4, 8))
