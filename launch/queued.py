@@ -148,7 +148,9 @@ def run_aloud(argv):
     def follow(stream, name):
         for line in stream:
             seen[name].append(line)
-            sys.stderr.write(line)
+            own = sys.stdout if name == "out" else sys.stderr
+            own.write(line)
+            own.flush()
 
     readers = [
         threading.Thread(target=follow, args=(process.stdout, "out")),
