@@ -81,6 +81,7 @@ def run(environment, *arguments):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_killed_goes_on_elsewhere_and_ends_as_on_a_disk(bucket, environment, tmp_path):
     url, variables = f"{bucket[0]}/runs/one", bucket[1]
     here = {**environment, **variables, "DLM_JAX_CACHE": str(tmp_path / "here")}
@@ -137,7 +138,6 @@ def test_two_hosts_that_share_nothing_but_the_bucket_train_as_one(bucket, enviro
     assert code == 0 and json.loads(out)["step"] == 50, log
 
 
-@pytest.mark.slow
 def test_damage_in_a_bucket_is_found_and_set_aside(bucket, environment, tmp_path):
     url = f"{bucket[0]}/runs/damaged"
     there = {**environment, **bucket[1], "DLM_JAX_CACHE": str(tmp_path)}
