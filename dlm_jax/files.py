@@ -90,6 +90,17 @@ def read_record(path, key, version, what):
 
 
 def sha256(path):
-    """Returns the SHA-256 of a file's bytes, as hex."""
-    with open(path, "rb") as file:
+    """Returns the SHA-256 of a file's bytes, as hex; the path may be one in a bucket."""
+    with path.open("rb") if hasattr(path, "open") else open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_sha256(value):
+    """Returns the SHA-256 of a JSON value, whatever the order of its keys, as hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def first_line(error):
+    """Returns the first line of an exception's text, or its type where it has none."""
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:300]

@@ -40,25 +40,14 @@ def check_url(name, url):
 
 
 def as_path(place):
-    """Returns a place as a path object: pathlib's, or for a URL one with the same methods.
-
-    Raises:
-      ValueError: if the package for it is not installed.
-    """
+    """Returns a place as a path object: pathlib's, or for a URL one with the same methods; asks nobody."""
     if not is_remote(place):
         return pathlib.Path(place)
     # Asked for every bucket, this costs more requests than everything else together.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     from etils import epath
 
-    path = epath.Path(str(place))
-    try:
-        path.exists()
-    except ImportError as error:
-        raise ValueError(f"{place}: {str(error).splitlines()[0]}; pip install 'dlm_jax[gcs]'") from None
-    except Exception as error:  # whatever the client of the bucket raises: no network, no bucket, no rights
-        raise ConnectionError(f"{place}: cannot be reached: {_first_line(error)}") from None
-    return path
+    return epath.Path(str(place))
 
 
 def walk(folder):
@@ -78,12 +67,6 @@ def walk(folder):
 def size(path):
     """Returns the bytes of a file."""
     return path.stat().st_size if isinstance(path, pathlib.Path) else path.stat().length
-
-
-def sha256(path):
-    """Returns the SHA-256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path, text):
@@ -124,7 +107,7 @@ class Lock:
         seen = self._read()
         waited = 0.0
         while seen is not None and waited < _STALE:
-            wait(min(_BEAT, _STALE))
+            wait(_BEAT)
             waited += _BEAT
             now = self._read()
             if now is not None and now != seen:
@@ -155,7 +138,7 @@ class Lock:
                 last = time.monotonic()
             except Exception as error:  # clients raise what they like; the next sign of life may get through
                 if time.monotonic() - last > _STALE:
-                    self._end(f"no sign of life got through: {_first_line(error)}")
+                    self._end(f"no sign of life got through: {files.first_line(error)}")
 
     def _end(self, why):
         os.write(2, f"dlm: {self._path}: {why}; ending, before two runs write there\n".encode())
@@ -180,8 +163,9 @@ def twin(workdir, *, must_exist=False):
       workdir: path or URL.
       must_exist: refuse a bucket's folder in which there is no run.
     Raises:
-      ValueError: if workdirs cannot lie there.
+      ValueError: if workdirs cannot lie there, or the package for it is not installed.
       FileNotFoundError: if it must exist and does not.
+      ConnectionError: if it cannot be reached.
     """
     if not is_remote(workdir):
         return pathlib.Path(workdir)
@@ -190,12 +174,13 @@ def twin(workdir, *, must_exist=False):
     if not url.startswith(_WORKDIRS):
         raise ValueError(f"workdir={url!r}: must be a folder or start with {', '.join(_WORKDIRS)}")
     remote = as_path(url)
-    is_there = remote.exists()
-    if must_exist and not (is_there and (remote / "config.json").exists()):
+    is_there = _is_there(remote)
+    holds_run = is_there and (remote / "config.json").exists()
+    if must_exist and not holds_run:
         raise FileNotFoundError(f"workdir={url!r}: holds no config.json")
     cache = pathlib.Path(os.environ.get("DLM_JAX_CACHE") or pathlib.Path.home() / ".cache" / "dlm_jax")
     local = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
-    if (local / "config.json").exists() and not (is_there and (remote / "config.json").exists()):
+    if (local / "config.json").exists() and not holds_run:
         local.rename(local.with_name(f"{local.name}.{time.time_ns()}"))  # of a run that is no longer there
     local.mkdir(parents=True, exist_ok=True)
     files.write_text(local / CHECKPOINTS_URL, url + "/checkpoints\n")
@@ -208,6 +193,15 @@ def twin(workdir, *, must_exist=False):
         with files.atomic_path(local / name) as temporary:
             temporary.write_bytes(content)
     return local
+
+
+def _is_there(remote):
+    try:
+        return remote.exists()
+    except ImportError as error:
+        raise ValueError(f"{remote}: {files.first_line(error)}; pip install 'dlm_jax[gcs]'") from None
+    except Exception as error:  # whatever the client of the bucket raises: no network, no bucket, no rights
+        raise ConnectionError(f"{remote}: cannot be reached: {files.first_line(error)}") from None
 
 
 def _is_longer(path, content):
@@ -273,9 +267,9 @@ def fetch(url, folder):
         found = sorted(name for name in system.glob(path) if system.isfile(name))
         keys = [_version(system, name) for name in found]
     except (ImportError, ValueError) as error:
-        raise ValueError(f"data.source={url!r}: {_first_line(error)}") from None
+        raise ValueError(f"data.source={url!r}: {files.first_line(error)}") from None
     except Exception as error:  # clients raise what they like
-        raise ConnectionError(f"data.source={url!r}: cannot be reached: {_first_line(error)}") from None
+        raise ConnectionError(f"data.source={url!r}: cannot be reached: {files.first_line(error)}") from None
     if not found:
         raise FileNotFoundError(f"data.source={url!r}: no such file")
     copies = []
@@ -290,7 +284,7 @@ def fetch(url, folder):
             except OSError:
                 raise
             except Exception as error:
-                raise OSError(f"data.source={url!r}: cannot be read: {_first_line(error)}") from None
+                raise OSError(f"data.source={url!r}: cannot be read: {files.first_line(error)}") from None
         copies.append(copy)
     return copies
 
@@ -300,8 +294,3 @@ def _version(system, name):
     about = system.info(name)
     telling = ("size", "ETag", "etag", "mtime", "updated", "LastModified", "generation", "created")
     return [str(system.ukey(name)), {key: str(about[key]) for key in telling if key in about}]
-
-
-def _first_line(error):
-    text = str(error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__)[:300]

@@ -65,7 +65,7 @@ def supervise(command, *, num_processes=1, max_restarts=10, logs=None, environme
     try:
         while True:
             started = time.monotonic()
-            running[:] = _start(plan(command, num_processes, _free_port(), environment), logs)
+            running[:] = _start(plan(command, num_processes, free_port(), environment), logs)
             if stopping:  # between two attempts nobody heard it
                 stop(stopping[0], None)
             code = policy.of_ranks(_wait(running))
@@ -127,7 +127,8 @@ def _signal(processes, signum):
             process.send_signal(signum)
 
 
-def _free_port():
+def free_port():
+    """Returns the number of a port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]

@@ -33,7 +33,7 @@ _TPUS = {
     "v6e": ("v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice", 4),
 }
 _SECRET = re.compile(r"(^|_)(api)?(key|token|secret|password|passwd|credentials?)(_|$)", re.IGNORECASE)
-_PYTHON = "$HOME/dlm/bin/dlm"  # where setup_host.sh puts it
+_DLM = "$HOME/dlm/bin/dlm"  # where setup_host.sh puts it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +151,9 @@ def make(spec):
     return TARGETS[spec.target](spec)
 
 
-def supervised(spec, program="dlm"):
+def supervised(spec):
     """Returns the command line of the run under its supervisor, as a list of str."""
-    return [program, "launch", "--target=local", f"--max_restarts={spec.max_restarts}", "--", *spec.command]
+    return ["dlm", "launch", "--target=local", f"--max_restarts={spec.max_restarts}", "--", *spec.command]
 
 
 # ------------------------------------------------------------------------------------------------ this machine
@@ -175,7 +175,7 @@ def _docker(spec):
     if workdir and "://" not in workdir:  # the same place inside as outside
         place = str(pathlib.Path(workdir).absolute())
         mount = [f"--volume={place}:{place}"]
-        spec = dataclasses.replace(spec, command=_with_workdir(spec.command, place))
+        spec = dataclasses.replace(spec, command=with_workdir(spec.command, place))
     variables = [f"--env={name}={value}" for name, value in spec.environment]
     arguments = [f"--build-arg=EXTRA={extra}", f"--file={spec.source}/launch/Dockerfile"]
     return Plan({}, [
@@ -207,7 +207,7 @@ def _on_host(spec, node):
     archive = pathlib.Path(tempfile.gettempdir()) / f"{spec.name}.tar.gz"
     ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", node, *cloud(spec), "--worker=all"]
     variables = "".join(f"{name}={shlex.quote(value)} " for name, value in spec.environment)
-    run = f"{variables}flock dlm.lock {shlex.join(supervised(spec, 'DLM')).replace('DLM', _PYTHON, 1)}"
+    run = f"{variables}flock dlm.lock {_DLM} {shlex.join(supervised(spec)[1:])}"
     # The session's own exit code would not tell a run that failed from a connection that did.
     report = f"{run}; echo dlm-exit-code: $?"
     return [
@@ -455,7 +455,8 @@ def workdir_of(command):
     return "" if place is None else command[place].partition("=")[2] if is_joined else command[place]
 
 
-def _with_workdir(command, workdir):
+def with_workdir(command, workdir):
+    """Returns a command with another workdir in place of its own."""
     place, is_joined = _workdir_place(command)
     changed = f"--workdir={workdir}" if is_joined else workdir
     return (*command[:place], changed, *command[place + 1 :])

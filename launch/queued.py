@@ -28,7 +28,7 @@ def drive(plan, *, max_restarts=10, say=print, wait=time.sleep, execute=None, cl
       max_restarts: int, failures that are forgiven: of the run, of the machine, of asking for it.
       say: called with lines worth knowing.
       wait: seconds -> None.
-      execute: argv -> (exit code, stdout, stderr); default runs it, output shown as it comes for the step "run".
+      execute: argv -> (exit code, stdout, stderr); default `run_aloud`.
       clock: () -> seconds.
       seed: int, of the jitter of pauses.
     Returns:

@@ -3,6 +3,8 @@
 import itertools
 import re
 
+from . import plan
+
 
 def commands(command, sweep, source):
     """Returns [(suffix, command), ...], one a combination; each run has its own workdir, named by what is different.
@@ -24,18 +26,14 @@ def commands(command, sweep, source):
         for value in values:
             if isinstance(value, (dict, list)) or value is None:
                 raise ValueError(f"{source}: {name} holds {value!r}; must be numbers, texts, true or false")
-    place = next((index for index, word in enumerate(command) if word.startswith("--workdir")), None)
-    if place is None:
+    workdir = plan.workdir_of(command)
+    if not workdir:
         raise ValueError("--sweep: the command must have a --workdir; each run gets a folder in it")
-    if "=" not in command[place] and place + 1 == len(command):
-        raise ValueError("--workdir: must be given a value")
     found = []
     for combination in itertools.product(*sweep.values()):
         chosen = dict(zip(sweep, combination, strict=True))
         suffix = ",".join(f"{name.rpartition('.')[2]}={_plain(value)}" for name, value in chosen.items())
-        own = list(command)
-        where = place if "=" in command[place] else place + 1
-        own[where] = f"{command[where].rstrip('/')}/{suffix}"
+        own = plan.with_workdir(command, f"{workdir.rstrip('/')}/{suffix}")
         found.append((suffix, [*own, *(f"--config.{name}={value}" for name, value in chosen.items())]))
     if len({suffix for suffix, _ in found}) < len(found):
         raise ValueError(

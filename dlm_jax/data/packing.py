@@ -94,7 +94,7 @@ def prepare(config, cache_dir, *, frozen=False, quiet=False, interval=10.0, say=
             "tokenizer_sha256": tokenizers.sha256(tokenizer),
             "skipped": report.problems,
         }
-        files.write_json(cache_dir / "manifest.json", {**manifest, "sha256": _digest(manifest)})
+        files.write_json(cache_dir / "manifest.json", {**manifest, "sha256": files.json_sha256(manifest)})
         corpus = _open(cache_dir, key, config)
     for line in report.lines():
         say(line)
@@ -136,8 +136,7 @@ def _key(config, digest):
     tokenizer = config.tokenizer
     if tokenizer not in (*tokenizers.TOKENIZERS, "bpe") and pathlib.Path(tokenizer).is_file():
         decisive["tokenizer"] = files.sha256(tokenizer)
-    text = json.dumps([_FORMAT, digest, decisive], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return files.json_sha256([_FORMAT, digest, decisive])
 
 
 # ---------------------------------------------------------------------------------------------- splitting
@@ -318,15 +317,11 @@ def _write_arrays(folder, arrays, **facts):
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def _digest(manifest):
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 def _read_manifest(cache_dir):
     """The manifest of a prepared corpus, or None if it is missing or not what was written."""
     try:
         manifest = files.read_json(cache_dir / "manifest.json")
-        return manifest if manifest.pop("sha256") == _digest(manifest) else None
+        return manifest if manifest.pop("sha256") == files.json_sha256(manifest) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -10,7 +10,6 @@
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
@@ -192,7 +191,7 @@ def load(path, digest=None):
       ValueError: if it is not a tokenizer, or another one; the message names the file.
     """
     values = files.read_json(path)
-    if digest is not None and _digest(values) != digest:
+    if digest is not None and files.json_sha256(values) != digest:
         raise ValueError(f"{path}: not the tokenizer that was saved there, with which the model was trained")
     kind = values.get("dlm_jax") if isinstance(values, dict) else None
     if kind == "bytes":
@@ -227,11 +226,7 @@ def _without_stderr():
 
 def sha256(tokenizer):
     """Returns a digest of what the tokenizer does, as hex."""
-    return _digest(tokenizer.to_json())
-
-
-def _digest(values):
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return files.json_sha256(tokenizer.to_json())
 
 
 TOKENIZERS = {

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dlm_jax import storage
+from dlm_jax import files, storage
 from dlm_jax.parallel import multihost
 from dlm_jax.training import guard as guards
 from dlm_jax.training import manifest
@@ -166,7 +166,7 @@ class Checkpoints:
             except manifest.Damaged as error:
                 mine = f"damaged: {error}"
             except Exception as error:  # orbax raises many kinds
-                mine = _first_line(error)
+                mine = files.first_line(error)
             problem = next(filter(None, multihost.exchange("restore a checkpoint", mine)), "")
             if not problem:
                 return restored
@@ -246,7 +246,7 @@ def load_item(workdir, name="ema", step=None):
             manifest.compare({name: tree}, own)
             return candidate, tree, meta
         except Exception as error:  # see Checkpoints.restore
-            problems.append(f"{path}: cannot be read: {_first_line(error)}")
+            problems.append(f"{path}: cannot be read: {files.first_line(error)}")
             print(problems[-1], file=sys.stderr)
     raise ValueError(problems[0])
 
@@ -315,7 +315,7 @@ class _writing:
     def __exit__(self, kind, error, traceback):
         if error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)):
             kind = ConnectionError if storage.is_remote(folder(self.workdir)) else OSError
-            text = f"{folder(self.workdir)}: the checkpoint could not be written: {_first_line(error)}"
+            text = f"{folder(self.workdir)}: the checkpoint could not be written: {files.first_line(error)}"
             raise kind(text) from error
 
 
@@ -326,8 +326,3 @@ class _quiet(warnings.catch_warnings):
         result = super().__enter__()
         warnings.simplefilter("ignore")
         return result
-
-
-def _first_line(error):
-    text = str(error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__)[:300]

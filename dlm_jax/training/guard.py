@@ -61,11 +61,6 @@ def judge(guard, step, loss, grad_norm, spike_sigmas):
     )
 
 
-def keep(is_bad, old, new):
-    """Returns the new tree, or the old one where the step is bad."""
-    return jax.tree.map(lambda before, after: jnp.where(is_bad, before, after), old, new)
-
-
 def counts(guard):
     """Returns what the loop must know of a Guard, {name: int32[]}."""
     return {"skipped_steps": guard.skipped, "skipped_in_a_row": guard.in_a_row, "first_skipped_step": guard.first_bad}

@@ -9,8 +9,6 @@ values handed in; rerunning the same command resumes from the newest checkpoint.
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
-import json
 import pathlib
 import signal
 import sys
@@ -21,7 +19,7 @@ import jax
 import numpy as np
 
 from dlm_jax import config as configs
-from dlm_jax import rng
+from dlm_jax import files, rng
 from dlm_jax.data import batches, packing
 from dlm_jax.diffusion import objectives
 from dlm_jax.models.denoiser import Denoiser
@@ -173,7 +171,7 @@ def _prepare_corpus(config, workdir, *, frozen, say, quiet):
     )  # fmt: skip
     if multihost.is_main():
         multihost.exchange(hosts_wait, seconds=24 * 3600.0)
-    run = hashlib.sha256(json.dumps(configs.to_dict(config), sort_keys=True).encode()).hexdigest()
+    run = files.json_sha256(configs.to_dict(config))
     for what, mine in (("configuration", run), ("corpus", corpus.fingerprint)):
         theirs = multihost.exchange(f"compare the {what}", mine)
         if len(set(theirs)) > 1:

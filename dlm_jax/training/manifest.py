@@ -5,7 +5,6 @@ holds the SHA-256 and size of every file and a fingerprint of every leaf. Files 
 leaves after they are placed, on whatever mesh.
 """
 
-import hashlib
 import json
 import pathlib
 
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm_jax import storage
+from dlm_jax import files, storage
 
 NAME = "manifest.json"
 _FORMAT = 1
@@ -32,7 +31,7 @@ def seal(folder, fingerprints):
       fingerprints: {path of a leaf: hex}, see `fingerprints_of`.
     """
     content = {"format": _FORMAT, "files": _digests(folder), "leaves": fingerprints}
-    content["sha256"] = _own_digest(content)
+    content["sha256"] = files.json_sha256(content)
     storage.write_text(folder / NAME, json.dumps(content, indent=1) + "\n")
 
 
@@ -58,7 +57,7 @@ def verify(folder, items=None):
         raise Damaged(f"{folder}: has no {NAME}: it was never completed, or the file was lost") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{folder / NAME}: cannot be read: {error}") from None
-    if claimed != _own_digest(content) or content.get("format") != _FORMAT:
+    if claimed != files.json_sha256(content) or content.get("format") != _FORMAT:
         raise Damaged(f"{folder / NAME}: is not what was written")
     for name, (digest, size) in sorted(known.items()):
         parts = pathlib.PurePosixPath(name).parts
@@ -71,7 +70,7 @@ def verify(folder, items=None):
             raise Damaged(f"{path}: is missing")
         if storage.size(path) != size:
             raise Damaged(f"{path}: holds {storage.size(path)} bytes in place of {size}")
-        if storage.sha256(path) != digest:
+        if files.sha256(path) != digest:
             raise Damaged(f"{path}: is not what was written")
     return content["leaves"]
 
@@ -120,11 +119,7 @@ def _hash(x):
 
 def _digests(folder):
     return {
-        name: {"sha256": storage.sha256(path), "bytes": storage.size(path)}
+        name: {"sha256": files.sha256(path), "bytes": storage.size(path)}
         for name, path in storage.walk(folder)
         if path.name != NAME
     }
-
-
-def _own_digest(content):
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -287,7 +287,7 @@ def test_a_name_in_the_manifest_cannot_lead_out_of_the_cache(escape, source, cor
     else:
         digests = content["splits"]["train"]["sha256"]
         digests["../../elsewhere/tokens"] = digests.pop("tokens")
-    path.write_text(json.dumps({**content, "sha256": packing._digest(content)}))  # a forger knows how to sign
+    path.write_text(json.dumps({**content, "sha256": packing.files.json_sha256(content)}))  # a forger knows how to sign
     opened = []
     monkeypatch.setattr(packing.files, "sha256", lambda place: opened.append(str(place)) or "")
     assert packing._open(tmp_path / "cache", content["key"], config_of(source)) is None

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import urllib.request
 
 import fsspec
 import pytest
+from dlm_jax.launch import local
 
 import dlm_jax
 from dlm_jax import storage
@@ -49,9 +49,7 @@ def bucket(tmp_path_factory):
     """Returns "gs://bkt" and the environment in which it is found: a local Google Cloud Storage."""
     if not all(importlib.util.find_spec(name) for name in ("gcsfs", "gcp_storage_emulator")):
         pytest.skip("reported: needs gcsfs and gcp-storage-emulator")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = local.free_port()
     arguments = ["start", "--host=127.0.0.1", f"--port={port}", "--in-memory", "--default-bucket=bkt"]
     server = subprocess.Popen([sys.executable, "-c", EMULATOR, *arguments], stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
@@ -120,17 +118,10 @@ def test_a_run_in_a_bucket_is_killed_goes_on_elsewhere_and_ends_as_on_a_disk(buc
 
 @pytest.mark.slow
 def test_two_hosts_that_share_nothing_but_the_bucket_train_as_one(bucket, environment, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
     url, hosts = f"{bucket[0]}/runs/two", []
-    for rank in range(2):
-        own = {"JAX_PROCESS_ID": str(rank), "DLM_JAX_CACHE": str(tmp_path / f"host-{rank}")}
-        command = [sys.executable, "-m", "dlm_jax", *TRAIN, f"--workdir={url}"]
-        hosts.append(
-            subprocess.Popen(command, env={**environment, **bucket[1], **shared, **own}, stderr=subprocess.PIPE)
-        )
+    for rank, (argv, joined) in enumerate(local.plan([*TRAIN, f"--workdir={url}"], 2, local.free_port())):
+        own = {**environment, **bucket[1], **joined, "DLM_JAX_CACHE": str(tmp_path / f"host-{rank}")}
+        hosts.append(subprocess.Popen(argv, env=own, stderr=subprocess.PIPE))
     logs = [host.communicate(timeout=300)[1].decode() for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(logs)
     reader = {**environment, **bucket[1], "DLM_JAX_CACHE": str(tmp_path / "reader")}

@@ -6,7 +6,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from dlm_jax.launch import local
 
 from dlm_jax.training import checkpoint
 
@@ -29,16 +29,11 @@ class Ranks:
     """Processes of one run, joined as hosts would be."""
 
     def __init__(self, environment, num_processes, *arguments, last=()):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(num_processes)}
         self.processes, self.logs, self.readers = [], [], []
-        for rank in range(num_processes):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dlm_jax", *CONFIG, *arguments, *(last if rank == num_processes - 1 else ())],
-                env={**environment, **shared, "JAX_PROCESS_ID": str(rank)}, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
+        planned = local.plan([*CONFIG, *arguments], num_processes, local.free_port())
+        for rank, (argv, joined) in enumerate(planned):
+            own = last if rank == num_processes - 1 else ()
+            process = subprocess.Popen([*argv, *own], env={**environment, **joined}, stderr=subprocess.PIPE, text=True)
             self.processes.append(process)
             self.logs.append([])
             self.readers.append(

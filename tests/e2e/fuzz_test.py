@@ -429,13 +429,20 @@ def _loaded(world, undamaged, path, chance):
     return outcome, against
 
 
-def given_tokenizer(world, undamaged, chance):
-    """A tokenizer.json of the user's own."""
-    path = world.path("tokenizer.json")
+def run_on_damaged(path, chance, run):
+    """(what was in a JSON file, what was put there instead, the Outcome of running on that)."""
     original = path.read_bytes()
     content = damaged(original, chance, as_json=True)
     with holding(path, content):
-        outcome = world.measure("--corpus", world.path("texts.txt"), "--tokenizer", path)
+        return original, content, run()
+
+
+def given_tokenizer(world, undamaged, chance):
+    """A tokenizer.json of the user's own."""
+    path = world.path("tokenizer.json")
+    original, content, outcome = run_on_damaged(
+        path, chance, lambda: world.measure("--corpus", world.path("texts.txt"), "--tokenizer", path)
+    )
 
     def against(outcome):
         is_same = outcome.out == undamaged["tokenizer"] or parsed(content) != parsed(original)
@@ -474,10 +481,7 @@ def _is_newest(verb, outcome, undamaged):
 
 def curve_json(world, undamaged, chance):
     path = world.path("curve.json")
-    original = path.read_bytes()
-    content = damaged(original, chance, as_json=True)
-    with holding(path, content):
-        outcome = world.plan_of_curve()
+    original, content, outcome = run_on_damaged(path, chance, world.plan_of_curve)
 
     def against(outcome):
         if outcome.out == undamaged["plan --curve"] or differ(content, original, CURVE_DECIDES):
@@ -489,10 +493,7 @@ def curve_json(world, undamaged, chance):
 
 def plan_json(world, undamaged, chance):
     path = world.path("plan.json")
-    original = path.read_bytes()
-    content = damaged(original, chance, as_json=True)
-    with holding(path, content):
-        outcome = world.sample_with_plan()
+    original, content, outcome = run_on_damaged(path, chance, world.sample_with_plan)
 
     def against(outcome):
         is_same = outcome.out == undamaged["sample --plan"]

@@ -1,12 +1,12 @@
 """Several real processes that find each other: the same batches as one process, whatever their number."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from dlm_jax.launch import local
 
 RANK = """
 import sys
@@ -51,9 +51,7 @@ os._exit(0)
 
 def processes(program, count, *arguments):
     """(stdout, stderr, exit code) of processes that find each other."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = local.free_port()
     started = []
     for rank in range(count):
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}

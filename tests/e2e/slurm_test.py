@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+from dlm_jax.launch import local
 
 from dlm_jax.training import checkpoint
 
@@ -48,12 +49,6 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory, environment):
     """The environment in which sbatch finds a SLURM of one node."""
@@ -68,7 +63,7 @@ def slurm(tmp_path_factory, environment):
     key = home / "munge" / "key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
-    text = CONF.format(host=socket.gethostname().split(".")[0], home=home, ctld=free_port(), d=free_port())
+    text = CONF.format(host=socket.gethostname().split(".")[0], home=home, ctld=local.free_port(), d=local.free_port())
     (home / "slurm.conf").write_text(text)
     variables = {**environment, "SLURM_CONF": str(home / "slurm.conf")}
     daemons = [

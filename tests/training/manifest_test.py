@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dlm_jax import config as configs
+from dlm_jax import files
 from dlm_jax.models.denoiser import Denoiser
 from dlm_jax.parallel import mesh as meshes
 from dlm_jax.training import checkpoint, manifest, optimizers
@@ -117,7 +118,7 @@ def test_a_name_in_the_manifest_cannot_lead_out_of_the_checkpoint(saved, tmp_pat
     content = json.loads(path.read_text())
     content.pop("sha256")
     content["files"]["../../../outside"] = {"sha256": "0", "bytes": 0}
-    path.write_text(json.dumps({**content, "sha256": manifest._own_digest(content)}))
+    path.write_text(json.dumps({**content, "sha256": files.json_sha256(content)}))
     with pytest.raises(manifest.Damaged, match="not inside the checkpoint"):
         manifest.verify(path.parent)
 
